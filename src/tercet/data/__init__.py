@@ -1,0 +1,1 @@
+"""From text files to records, and from records to tokens."""
