@@ -1,0 +1,1 @@
+"""Figures, tables and the numbers file of an evaluation."""

@@ -1,0 +1,457 @@
+"""Figures as PNG and SVG: win rates (Figure 1 of InstructGPT), PPO curves, over-optimisation.
+
+Every function takes plain numbers, writes `<stem>.png` and `<stem>.svg` and returns the two paths.
+The same numbers give the same SVG bytes, so that a figure can be compared and cached.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+COLOURS = {
+    "gpt": "#8a8f98",
+    "gpt-prompted": "#7a68b3",
+    "sft": "#2f6fb0",
+    "ppo": "#d1671f",
+    "ppo-ptx": "#1b8f6a",
+}
+SPARE_COLOURS = ("#b03a5b", "#8c6d1f", "#3f8fa3", "#6b4f3a")
+NAMES = {
+    "gpt": "GPT",
+    "gpt-prompted": "GPT (prompted)",
+    "sft": "SFT",
+    "ppo": "PPO",
+    "ppo-ptx": "PPO-ptx",
+}
+INK, QUIET, RULE = "#22262b", "#6b7280", "#e3e6ea"
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "tercet",
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": QUIET,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "figure.facecolor": "white",
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class WinPoint:
+    """One point of Figure 1: a policy's win rate against the baseline with its 95% interval."""
+
+    family: str  # gpt, gpt-prompted, sft, ppo, ppo-ptx, or any other name
+    win_rate: float
+    low: float
+    high: float
+    n: int
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot of the PPO curves: the first of `keys` that a run logged is drawn."""
+
+    title: str
+    keys: tuple[str, ...]
+
+
+PPO_PANELS = (
+    Panel("Reward (reward model)", ("score", "score/mean", "score_mean", "reward/score")),
+    Panel(
+        "KL to the reference (nats a reply)", ("kl", "kl/k1", "kl_k1", "kl_mean", "objective/kl")
+    ),
+    Panel("Gold utility (simulated)", ("gold", "gold/mean", "gold_mean")),
+    Panel("Reply length (tokens)", ("length", "length/mean", "length_mean", "len")),
+    Panel("Entropy (nats a token)", ("entropy", "entropy/mean", "entropy_mean")),
+    Panel("Cut by length (fraction)", ("no_eos", "frac_no_eos", "unfinished", "no_stop")),
+)
+
+
+def display_name(family: str) -> str:
+    """The name printed for a policy: `ppo-ptx` -> `PPO-ptx`, `bon:16` -> `best of 16`."""
+    if family.startswith("bon:"):
+        return f"best of {family[4:]}"
+    return NAMES.get(family, family)
+
+
+def win_rates(
+    points: Sequence[WinPoint],
+    stem: Path,
+    *,
+    judge: str,
+    baseline: str = "SFT",
+    note: str = "ties count ½ · bars are 95% intervals, bootstrap over prompts",
+) -> tuple[Path, Path]:
+    """Figure 1: win rate against the baseline, 95% bars, n under each point, a dashed line at 0.5.
+
+    One point a family: families side by side. Several model sizes of a family: x = parameters on
+    a log scale, one line a family, labelled at its end. `judge` says who decided, word for word.
+    """
+    assert points
+    families = list(dict.fromkeys(point.family for point in points))
+    by_size = len(points) > len(families)
+    with _figure(7.6, 4.6) as figure:
+        axes = figure.add_axes((0.09, 0.15, 0.7 if by_size else 0.88, 0.63))
+        _headline(figure, f"Win rate against the {baseline} baseline", f"judge: {judge}\n{note}")
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_locator(MultipleLocator(0.2))
+        axes.grid(axis="y", color=RULE, linewidth=0.8)
+        axes.axhline(0.5, color=INK, linewidth=1, dashes=(4, 3), zorder=1)
+        axes.tick_params(length=0)
+        axes.spines["left"].set_visible(False)
+        colours = _colours(families)
+        if by_size:
+            _win_lines(axes, points, families, colours)
+        else:
+            _win_columns(axes, points, colours, baseline)
+        return _save(figure, stem)
+
+
+def training_curves(
+    runs: Mapping[str, Sequence[Mapping[str, float]]],
+    stem: Path,
+    *,
+    panels: Sequence[Panel] = PPO_PANELS,
+    title: str = "PPO training",
+    x: str = "step",
+) -> tuple[Path, Path]:
+    """Small plots of what a run logged, one line a run; panels that no run logged are left out.
+
+    `runs`: name -> rows of metrics.jsonl. Rows without a panel's key are skipped, so a metric
+    logged every tenth step is drawn too. More than 60 points: raw values faint, a running mean on top.
+    """
+    series = [(panel, _series(runs, panel.keys, x)) for panel in panels]
+    series = [(panel, lines) for panel, lines in series if lines]
+    assert series, "no panel has data"
+    columns = min(3, len(series))
+    rows = math.ceil(len(series) / columns)
+    colours = _colours(runs)
+    width, height = 3.5 * columns + 0.3, 2.2 * rows + 0.85
+    with _figure(width, height) as figure:
+        _headline(figure, title, "")
+        grid = figure.add_gridspec(
+            rows,
+            columns,
+            left=0.55 / width,
+            right=1 - 0.25 / width,
+            bottom=0.55 / height,
+            top=1 - 0.95 / height,
+            wspace=0.27,
+            hspace=0.42,
+        )
+        for index, (panel, lines) in enumerate(series):
+            axes = figure.add_subplot(grid[index // columns, index % columns])
+            axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=6)
+            axes.grid(axis="y", color=RULE, linewidth=0.8)
+            axes.tick_params(length=0, labelsize=8.5)
+            axes.spines["left"].set_visible(False)
+            axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            for name, (xs, ys) in lines.items():
+                _curve(axes, xs, ys, colours[name])
+            axes.margins(x=0.02, y=0.12)
+            if index >= len(series) - columns:
+                axes.set_xlabel("iteration" if x == "step" else x, fontsize=8.5, color=QUIET)
+        _key(figure, {display_name(name): colours[name] for name in runs})
+        return _save(figure, stem)
+
+
+def over_optimisation(
+    kl: Sequence[float],
+    proxy: Sequence[float],
+    gold: Sequence[float],
+    stem: Path,
+    *,
+    gold_name: str = "gold utility (simulated)",
+    title: str = "Over-optimisation of the reward model",
+) -> tuple[Path, Path]:
+    """Proxy and gold score against sqrt(KL), each as its change from the first point [Gao 2022].
+
+    kl: nats a reply, in the order of training; values below 0 (sampling noise) are drawn at 0.
+    The highest gold value is marked: the checkpoint to keep stands there, not at the highest proxy.
+    """
+    assert len(kl) == len(proxy) == len(gold) >= 2
+    distance = [math.sqrt(max(value, 0.0)) for value in kl]
+    gains = {
+        "reward model (proxy)": ([value - proxy[0] for value in proxy], COLOURS["ppo"]),
+        gold_name: ([value - gold[0] for value in gold], COLOURS["sft"]),
+    }
+    best = max(range(len(gold)), key=lambda i: gold[i])
+    with _figure(7.6, 4.6) as figure:
+        axes = figure.add_axes((0.09, 0.14, 0.62, 0.66))
+        _headline(
+            figure,
+            title,
+            f"gold is highest at KL {max(kl[best], 0):.1f} nats a reply; "
+            f"at the end: KL {max(kl[-1], 0):.1f}",
+        )
+        axes.axhline(0, color=INK, linewidth=0.9, zorder=1)
+        axes.grid(axis="y", color=RULE, linewidth=0.8)
+        axes.axvline(distance[best], color=QUIET, linewidth=1, dashes=(2, 3), zorder=1)
+        order = sorted(range(len(kl)), key=lambda i: distance[i])
+        ends = []
+        for name, (values, colour) in gains.items():
+            axes.plot(
+                [distance[i] for i in order],
+                [values[i] for i in order],
+                color=colour,
+                linewidth=2,
+                marker="o",
+                markersize=4 if len(kl) <= 40 else 2,
+            )
+            ends.append((name, values[order[-1]], colour))
+        axes.plot(
+            [distance[best]],
+            [gold[best] - gold[0]],
+            "o",
+            markersize=10,
+            markerfacecolor="none",
+            markeredgecolor=COLOURS["sft"],
+            markeredgewidth=1.6,
+        )
+        axes.margins(x=0.02, y=0.1)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        axes.tick_params(length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("distance from the reference, √KL (nats a reply)")
+        axes.set_ylabel("change of score since the start")
+        _end_labels(axes, ends, max(distance))
+        return _save(figure, stem)
+
+
+def calibration(
+    bins: Sequence[tuple[float, float, int]], stem: Path, *, ece: float, n: int, judges: str
+) -> tuple[Path, Path]:
+    """Reward-model calibration: how often a pair predicted with confidence q is ordered rightly.
+
+    bins: (mean confidence, fraction right, pairs), empty bins left out; dot area = pairs.
+    judges: who ranked the pairs ("people", "simulated labelers").
+    """
+    assert bins
+    with _figure(4.8, 4.8) as figure:
+        axes = figure.add_axes((0.14, 0.13, 0.8, 0.69))
+        _headline(
+            figure, "Calibration of the reward model", f"ECE {ece:.3f} · {n:,} held-out pairs"
+        )
+        axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1, dashes=(4, 3), zorder=1)
+        most = max(count for _, _, count in bins)
+        axes.plot([q for q, _, _ in bins], [right for _, right, _ in bins], color=COLOURS["sft"])
+        axes.scatter(
+            [q for q, _, _ in bins],
+            [right for _, right, _ in bins],
+            s=[20 + 160 * count / most for _, _, count in bins],
+            color=COLOURS["sft"],
+            edgecolor="white",
+            zorder=3,
+        )
+        axes.set_xlim(0.48, 1.02)
+        lowest = min(right for _, right, _ in bins)
+        axes.set_ylim(max(0.0, min(0.45, lowest - 0.05)), 1.04)
+        axes.grid(color=RULE, linewidth=0.8)
+        axes.tick_params(length=0)
+        axes.set_xlabel("confidence of the reward model")
+        axes.set_ylabel(f"fraction ordered as {judges} did")
+        return _save(figure, stem)
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[Figure]:
+    """A figure under tercet's style; without pyplot, so nothing global is kept or leaked."""
+    with matplotlib.rc_context(STYLE):
+        yield Figure(figsize=(width, height))
+
+
+def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+    figure.savefig(png, dpi=200, metadata={"Software": "tercet"})
+    figure.savefig(svg, metadata={"Date": None, "Creator": "tercet"})
+    return png, svg
+
+
+def _headline(figure: Figure, title: str, subtitle: str) -> None:
+    height = figure.get_figheight()
+    left = 0.18 / figure.get_figwidth()
+    figure.text(left, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
+    figure.text(
+        left, 1 - 0.46 / height, subtitle, fontsize=9, color=QUIET, va="top", linespacing=1.5
+    )
+
+
+def _key(figure: Figure, colours: Mapping[str, str]) -> None:
+    """Run names in their colours under the title: the legend of all panels at once."""
+    width, height = figure.get_figwidth(), figure.get_figheight()
+    x = 0.18
+    for name, colour in colours.items():
+        figure.text(
+            x / width,
+            1 - 0.46 / height,
+            name,
+            fontsize=10,
+            fontweight="bold",
+            color=colour,
+            va="top",
+        )
+        x += 0.1 * len(name) + 0.25
+
+
+def _colours(families: Iterable[str]) -> dict[str, str]:
+    spare = iter(SPARE_COLOURS * 8)
+    return {family: COLOURS.get(family) or next(spare) for family in families}
+
+
+def _win_columns(
+    axes: Axes, points: Sequence[WinPoint], colours: Mapping[str, str], baseline: str
+) -> None:
+    for x, point in enumerate(points):
+        colour = colours[point.family]
+        axes.plot([x, x], [point.low, point.high], color=colour, linewidth=3.2)
+        axes.plot(
+            [x],
+            [point.win_rate],
+            "o",
+            color=colour,
+            markersize=9,
+            markeredgecolor="white",
+            markeredgewidth=1.5,
+        )
+        axes.text(
+            x + 0.14,
+            point.win_rate,
+            f"{point.win_rate:.2f}",
+            va="center",
+            fontsize=12,
+            fontweight="bold",
+            color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2},
+        )
+    axes.set_xlim(-0.5, len(points) - 0.35)
+    axes.set_xticks(range(len(points)), [display_name(point.family) for point in points])
+    axes.tick_params(axis="x", labelsize=11, pad=6)
+    for x, point in enumerate(points):
+        axes.annotate(
+            f"n = {point.n:,}",
+            (x, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, -24),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=8.5,
+            color=QUIET,
+        )
+    axes.text(
+        -0.48,
+        0.512,
+        f"as good as {baseline}",
+        fontsize=8.5,
+        color=QUIET,
+        va="bottom",
+    )
+
+
+def _win_lines(
+    axes: Axes, points: Sequence[WinPoint], families: Sequence[str], colours: Mapping[str, str]
+) -> None:
+    sizes = sorted({point.parameters for point in points if point.parameters})
+    assert sizes, "points of several sizes need their parameter counts"
+    axes.set_xscale("log")
+    ends = []
+    for index, family in enumerate(families):
+        line = sorted(
+            (point for point in points if point.family == family),
+            key=lambda point: point.parameters or 0,
+        )
+        # Side by side within a size: overlapping bars of two arms would hide each other.
+        shift = 1 + 0.018 * (index - (len(families) - 1) / 2)
+        xs = [(point.parameters or sizes[0]) * shift for point in line]
+        colour = colours[family]
+        for x, point in zip(xs, line, strict=True):
+            axes.plot([x, x], [point.low, point.high], color=colour, linewidth=2, alpha=0.75)
+        axes.plot(
+            xs,
+            [point.win_rate for point in line],
+            color=colour,
+            linewidth=2,
+            marker="o",
+            markersize=6,
+        )
+        ends.append((display_name(family), line[-1].win_rate, colour))
+    axes.set_xlim(sizes[0] * 0.85, sizes[-1] * 1.12)
+    axes.set_xticks(sizes, [_count(size) for size in sizes])
+    axes.minorticks_off()
+    counts = sorted({point.n for point in points})
+    n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    axes.set_xlabel(f"parameters · n = {n} prompts a point")
+    _end_labels(axes, ends, sizes[-1] * 1.12)
+
+
+def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str]], x: float) -> None:
+    """Names at the right end of their lines, moved apart where two would overlap."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.06
+    placed = -math.inf
+    for name, y, colour in sorted(ends, key=lambda end: end[1]):
+        placed = max(y, placed + gap)
+        axes.annotate(
+            name,
+            (x, placed),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colour,
+            fontweight="bold",
+            annotation_clip=False,
+        )
+
+
+def _series(
+    runs: Mapping[str, Sequence[Mapping[str, float]]], keys: Sequence[str], x: str
+) -> dict[str, tuple[list[float], list[float]]]:
+    found = {}
+    for name, rows in runs.items():
+        key = next((key for key in keys if any(key in row for row in rows)), None)
+        kept = [row for row in rows if key in row and x in row] if key else []
+        if key and kept:
+            found[name] = ([float(row[x]) for row in kept], [float(row[key]) for row in kept])
+    return found
+
+
+def _curve(axes: Axes, xs: Sequence[float], ys: Sequence[float], colour: str) -> None:
+    if len(xs) <= 60:
+        axes.plot(xs, ys, color=colour, linewidth=1.8)
+        return
+    half = len(xs) // 40
+    smooth = [
+        sum(ys[max(0, i - half) : i + half + 1]) / len(ys[max(0, i - half) : i + half + 1])
+        for i in range(len(ys))
+    ]
+    axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.25)
+    axes.plot(xs, smooth, color=colour, linewidth=1.8)
+
+
+def _count(number: int) -> str:
+    """247,000 -> `247k`; 1,300,000,000 -> `1.3B`."""
+    for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{suffix}"
+    return str(number)
