@@ -1,7 +1,7 @@
 """The records that stages exchange: one JSON object a line, schema and version on each line.
 
-    rankings = read_records(Path("rankings.jsonl"), Ranking)
-    write_records(Path("train.jsonl.gz"), [r for r in rankings if r.split == "train"])
+rankings = read_records(Path("rankings.jsonl"), Ranking)
+write_records(Path("train.jsonl.gz"), [r for r in rankings if r.split == "train"])
 """
 
 import gzip
@@ -175,7 +175,7 @@ def prompt_text(record: Prompt | Demonstration | CandidateSet | Ranking) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields (row number from 1, text) for the non-blank lines of a UTF-8 file, plain or .gz.
+    """Yields (row number from 1, line with its end) of a UTF-8 file, plain or .gz.
 
     Raises:
         InputError: the file is missing, unreadable, not UTF-8, or a damaged archive.
@@ -191,10 +191,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             # Split on \n only: U+2028 and friends are legal inside a JSON string.
             for row, line in enumerate(file, start=1):
                 text = _decode(line, f"{path}:{row}")
-                if text.strip():
-                    yield row, text.removeprefix("\ufeff") if row == 1 else text
+                yield row, text.removeprefix("\ufeff") if row == 1 else text
     except (gzip.BadGzipFile, EOFError) as error:
-        raise InputError(f"{path}: damaged or incomplete gzip file ({error}); copy it again") from error
+        raise InputError(
+            f"{path}: damaged or incomplete gzip file ({error}); copy it again"
+        ) from error
     except PermissionError as error:
         raise InputError(f"{path}: not readable; change its permissions") from error
 
@@ -211,12 +212,12 @@ def _decode(line: bytes, where: str) -> str:
 
 
 def read_records(path: Path, type_: type[T]) -> list[T]:
-    """All records of a .jsonl or .jsonl.gz file.
+    """All records of a .jsonl or .jsonl.gz file; blank lines are skipped.
 
     Raises:
         InputError: names file, row, field and remedy.
     """
-    return [_parse(text, type_, f"{path}:{row}") for row, text in read_lines(path)]
+    return [_parse(text, type_, f"{path}:{row}") for row, text in read_lines(path) if text.strip()]
 
 
 def _parse(text: str, type_: type[T], where: str) -> T:
@@ -235,13 +236,17 @@ def _explain(error: ValidationError, type_: type[Record]) -> str:
         return f"not one JSON object ({message}); mend or delete this line"
     if field == "schema":
         expected = type_.model_fields["schema_"].default
-        return f"schema is {first['input']!r} where {expected!r} is needed; give a file of that kind"
+        return (
+            f"schema is {first['input']!r} where {expected!r} is needed; give a file of that kind"
+        )
     if kind == "missing":
         return f"field '{field}' is missing; add it"
     if kind == "extra_forbidden":
         names = [info.alias or name for name, info in type_.model_fields.items()]
         near = get_close_matches(field, names, n=1)
-        return f"unknown field '{field}'; " + (f"did you mean '{near[0]}'?" if near else "remove it")
+        return f"unknown field '{field}'; " + (
+            f"did you mean '{near[0]}'?" if near else "remove it"
+        )
     found = f" (found {json.dumps(first['input'], ensure_ascii=False, default=str)[:60]})"
     return f"field '{field}': {message}{found}; correct it" if field else f"{message}; correct it"
 
