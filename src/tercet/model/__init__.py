@@ -1,0 +1,1 @@
+"""Models: packed trees of tokens, attention over them, loading, partial tuning, sharding."""

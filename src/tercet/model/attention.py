@@ -1,0 +1,195 @@
+"""The attention function "tercet": trees of tokens for training, a cache for rollouts.
+
+Importing this module registers the function with transformers. Models receive what they should
+attend to as a keyword argument of `model(...)`, which transformers hands down unchanged:
+
+    model(**tree.inputs)                                      # TokenTree, see tree.py
+    model(input_ids=..., position_ids=..., cache_view=view)   # a rollout engine's own cache
+
+transformers builds no mask for it, because the name is unknown to its mask registry.
+
+Shape suffixes: R rows, L row length, H heads, K key-value heads, G = H / K, D head width.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from tercet.records import InputError
+
+NAME = "tercet"
+
+# Keywords that reach every attention function and change nothing in it.
+HARMLESS = {"position_ids", "position_embeddings", "cache_position", "use_cache", "output_attentions"}
+HARMLESS |= {"is_causal", "output_hidden_states", "return_dict", "num_items_in_batch"}
+
+
+class Layout:
+    """Who sees whom in a packed batch, and the masks made from it, one a window.
+
+    Not a dataclass: FSDP2 copies dataclasses on their way into each layer, and the masks with them.
+    """
+
+    def __init__(self, document: Tensor, branch: Tensor, position: Tensor) -> None:
+        self.document = document
+        self.branch = branch
+        self.position = position
+        self.masks: dict[tuple[str, int | None], Any] = {}
+
+    def dense_mask(self, window: int | None) -> Tensor:
+        """(R, 1, L, L) bool: row token i sees column token j."""
+        key = ("dense", window)
+        if key not in self.masks:
+            document, branch, position = self.document, self.branch, self.position
+            length = document.shape[1]
+            causal = torch.ones(length, length, dtype=torch.bool, device=document.device).tril()
+            branch_i, branch_j = branch[:, :, None], branch[:, None, :]
+            mask = causal & (document[:, :, None] == document[:, None, :])
+            mask &= (branch_j == 0) | (branch_i == branch_j)
+            if window is not None:
+                mask &= position[:, :, None] - position[:, None, :] < window
+            self.masks[key] = mask[:, None]
+        return self.masks[key]
+
+    def block_mask(self, window: int | None) -> Any:
+        """The same visibility as a FlexAttention BlockMask."""
+        key = ("block", window)
+        if key not in self.masks:
+            from tercet.model.blocks import block_mask
+
+            self.masks[key] = block_mask(self.document, self.branch, self.position, window)
+        return self.masks[key]
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    tree: Any = None,
+    cache_view: Any = None,
+    **unknown: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a transformers model over a `TokenTree` or a rollout engine's cache.
+
+    query is (B, H, q, D), key and value (B, K, q, D); returns ((B, q, H, D), None).
+
+    With `cache_view`, delegates to `cache_view.attend(module, query, key, value, scaling,
+    sliding_window, softcap)`. Otherwise `tree` (a TokenTree or its Layout) says who sees whom; a
+    sliding window counts positions, so it holds on branches.
+
+    Raises InputError for whatever a model asks and this function cannot honour.
+    """
+    refuse_unknown(module, attention_mask, dropout, unknown)
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if cache_view is not None:
+        return cache_view.attend(module, query, key, value, scaling, sliding_window, softcap), None
+    layout: Layout | None = getattr(tree, "layout", tree)
+    if layout is None:
+        raise InputError(
+            "this model was loaded for tercet, whose attention needs tree= or cache_view=; "
+            'for other uses call model.set_attn_implementation("sdpa") first'
+        )
+    if query.is_cuda and query.dtype != torch.float64:
+        output = _flex(query, key, value, layout.block_mask(sliding_window), scaling, softcap)
+    elif softcap is not None:
+        output = _capped(query, key, value, layout.dense_mask(sliding_window), scaling, softcap)
+    else:
+        grouped = query.shape[1] != key.shape[1]
+        mask = layout.dense_mask(sliding_window)
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped
+        )
+    return output.transpose(1, 2), None
+
+
+def refuse_unknown(
+    module: nn.Module, attention_mask: Tensor | None, dropout: float, unknown: dict[str, Any]
+) -> None:
+    """Raise InputError if the model asks for attention that "tercet" does not compute."""
+    extra = [
+        name
+        for name, value in unknown.items()
+        if name not in HARMLESS and value is not None and value is not False
+    ]
+    if attention_mask is not None:
+        extra.append("attention_mask")
+    if dropout:
+        extra.append(f"attention dropout {dropout}")
+    causal = unknown.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        extra.append("attention that is not causal")
+    if extra:
+        config = getattr(module, "config", None)
+        kind = getattr(config, "model_type", type(module).__name__)
+        raise InputError(
+            f'model type "{kind}" asks attention for {", ".join(extra)}, which tercet does not '
+            "compute; use one of the supported architectures"
+        )
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap: float
+) -> Tensor:
+    """Soft-capped attention, which SDPA lacks: scores c * tanh(s / c), softmax in float32+."""
+    rows, heads, length, width = query.shape
+    shared = key.shape[1]
+    folded = query.reshape(rows, shared, heads // shared * length, width)
+    scores = (folded @ key.transpose(-1, -2)) * scaling
+    scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.view(rows, shared, heads // shared, length, length)
+    scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    precise = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(-1, dtype=precise).to(value.dtype)
+    output = weights.view(rows, shared, -1, length) @ value
+    return output.view(rows, heads, length, value.shape[-1])
+
+
+@cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+@cache
+def _cap(softcap: float) -> Any:
+    # One function object a value: a new closure at every layer would be compiled again.
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
+
+
+def _flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Any,
+    scaling: float,
+    softcap: float | None,
+) -> Tensor:
+    return _compiled_flex()(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _cap(softcap),
+        block_mask=block_mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+AttentionInterface.register(NAME, tree_attention)

@@ -1,0 +1,392 @@
+"""Models and tokenizers from a folder or the hub, and back: policies, scalar models, new models.
+
+A policy is `AutoModelForCausalLM`. A scalar model (reward, value) is `AutoModelForTokenClassification`
+with one label: one number a token, whose head bias stores "demonstrations score 0". Both get the
+attention of `attention.py`, no dropout, and parameters in eval mode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from tercet.model import classes, support
+from tercet.model.attention import NAME
+from tercet.model.tree import tree_logprobs
+from tercet.records import InputError
+
+Init = Literal["normal", "zero"]
+HEAD_NAMES = ("score", "classifier")
+WEIGHTS_ELSEWHERE = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*"]
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model folder or hub id. InputError when there is none or it has no EOS."""
+    folder = resolve(path)
+    try:
+        with _quiet():
+            tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: no usable tokenizer in this folder ({_first_line(error)})") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{path}: the tokenizer has no EOS token, so no reply could ever end; "
+            'set "eos_token" in its tokenizer_config.json'
+        )
+    return tokenizer
+
+
+def load_policy(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model, in eval mode and without dropout.
+
+    Raises InputError for a missing folder, a folder without configuration or safetensors, a
+    vocabulary smaller than the tokenizer, or an architecture that tercet does not compute.
+    """
+    folder = resolve(path)
+    config = _config(path, folder, trust_remote_code)
+    _check_vocabulary(path, folder, config)
+    with _loading(path), _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+    model = _finish_policy(model.to(device))
+    support.check_architecture(model)
+    return model
+
+
+def new_policy(config: Mapping[str, Any], tokenizer: Any, seed: int) -> PreTrainedModel:
+    """A causal language model with random float32 weights, on CPU.
+
+        new_policy({"model_type": "llama", "hidden_size": 64, ...}, tokenizer, seed=0)
+
+    The vocabulary is exactly the tokenizer's; special token ids are the tokenizer's.
+    """
+    settings = dict(config)
+    kind = settings.pop("model_type", None)
+    if kind is None:
+        raise InputError('a new model needs "model_type", for example "llama"')
+    settings |= {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": None,  # an id here would zero the row of an EOS that serves as pad
+    }
+    try:
+        built = AutoConfig.for_model(kind, **settings)
+    except (ValueError, TypeError) as error:
+        raise InputError(f'model_type "{kind}": {_first_line(error)}') from None
+    support.refuse(built)
+    _no_dropout(built)
+    with torch.random.fork_rng(devices=[]), _loading(kind):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            built, attn_implementation=NAME, dtype=torch.float32
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model = _finish_policy(model)
+    support.check_architecture(model)
+    return model
+
+
+def load_scalar(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    init: Init | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A scalar model: `model(...).logits` is (R, L, 1); the head computes in float32 at least.
+
+    `init=None` reads a saved scalar model, head included. Otherwise `path` is any model of the
+    family (usually a policy), its unembedding is left behind and the head is new: "normal" draws
+    weights of standard deviation 1 / sqrt(d + 1) and bias 0 (Ziegler 2019), "zero" is all zero.
+    """
+    folder = resolve(path)
+    config = _config(path, folder, trust_remote_code)
+    config.num_labels = 1
+    config.token_classification_bias = True
+    classes.register()
+    with _loading(path), _quiet():
+        model, report = AutoModelForTokenClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=NAME,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    missing = {name for name in report["missing_keys"] if name.split(".")[0] not in HEAD_NAMES}
+    if missing:
+        raise InputError(f"{path}: weights are missing, for example {sorted(missing)[0]}")
+    name, head = _head(model)
+    precise = torch.promote_types(dtype, torch.float32)
+    fresh = nn.Linear(head.in_features, 1, bias=True, dtype=precise)
+    with torch.no_grad():
+        if init is None:
+            _read_head(path, folder, name, fresh)
+        else:
+            fresh.bias.zero_()
+            fresh.weight.zero_()
+            if init == "normal":
+                deviation = (head.in_features + 1) ** -0.5
+                generator = torch.Generator().manual_seed(seed)
+                fresh.weight.normal_(0.0, deviation, generator=generator)
+    setattr(model, name, fresh)
+    model = _finish(model.to(device))
+    # bf16 hidden states meet a float32 head: a reward is read to more than 3 digits.
+    fresh.register_forward_pre_hook(_upcast)
+    return model
+
+
+def _upcast(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (inputs[0].to(head.weight.dtype),)  # type: ignore[union-attr]
+
+
+def scalar_head(model: nn.Module) -> nn.Linear:
+    """The (d -> 1) head of a scalar model, also under a LoRA adapter."""
+    return _head(unwrap(model))[1]
+
+
+def set_bias(model: nn.Module, value: float) -> None:
+    """Set the head bias: scores shift by the difference, losses of rankings stay as they are."""
+    with torch.no_grad():
+        scalar_head(model).bias.fill_(value)
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers model inside a LoRA wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore
+
+
+def _head(model: nn.Module) -> tuple[str, nn.Linear]:
+    for name in HEAD_NAMES:
+        head = getattr(model, name, None)
+        head = getattr(head, "original_module", head)
+        if isinstance(head, nn.Linear):
+            return name, head
+    raise InputError(f"{type(model).__name__} has no scalar head named score or classifier")
+
+
+def _read_head(path: str | Path, folder: Path, name: str, head: nn.Linear) -> None:
+    """Fill `head` from the folder's file at full precision (loading rounds to the model's dtype)."""
+    stored = read_tensors(folder, {f"{name}.weight", f"{name}.bias"})
+    if f"{name}.weight" not in stored:
+        raise InputError(
+            f"{path}: this is no scalar model (it has no {name}.weight); train one with "
+            "`tercet rm`, or give a new head an initialisation"
+        )
+    if stored[f"{name}.weight"].shape != head.weight.shape:
+        raise InputError(f"{path}: its head gives more than one number a token")
+    head.weight.copy_(stored[f"{name}.weight"])
+    bias = stored.get(f"{name}.bias")
+    head.bias.zero_() if bias is None else head.bias.copy_(bias)
+
+
+def read_tensors(folder: Path, names: set[str]) -> dict[str, Tensor]:
+    """Those of the named tensors that the folder's safetensors files hold."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in names & set(tensors.keys()):
+                found[name] = tensors.get_tensor(name)
+    return found
+
+
+def save_model(
+    model: nn.Module, tokenizer: Any, path: str | Path, state: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a model folder (safetensors, configuration, tokenizer), all or nothing.
+
+    `state` replaces the model's own weights, for gathered shards or an average. A model with an
+    adapter must be merged before (`adapt.merge`).
+    """
+    assert not hasattr(model, "peft_config"), "merge the adapter before saving"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with _quiet():
+        model.save_pretrained(partial, state_dict=None if state is None else dict(state))  # type: ignore
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+    if path.exists():
+        old = path.with_name(path.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old)
+    else:
+        partial.rename(path)
+
+
+def check_context(model: nn.Module, tokens: int) -> None:
+    """Raise InputError if sequences of this many tokens do not fit the model's positions."""
+    config: Any = unwrap(model).config
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise InputError(
+            f"sequences of {tokens} tokens do not fit this {config.model_type} model, which has "
+            f"{limit} positions: lower the prompt or reply limit"
+        )
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """sha256 of what decides ids: vocabulary, merges, added tokens, normaliser, EOS.
+
+    Two tokenizers with one fingerprint give the same ids for every text.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        for irrelevant in ("version", "truncation", "padding", "decoder"):
+            content.pop(irrelevant, None)
+    else:
+        content = {"vocabulary": tokenizer.get_vocab()}
+    content["eos"] = tokenizer.eos_token_id
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parameter_hash(model: nn.Module) -> str:
+    """sha256 over the names and exact bytes of all parameters; shards are gathered first."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        value: Any = parameter.detach()
+        value = value.full_tensor() if hasattr(value, "full_tensor") else value
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resolve(path: str | Path) -> Path:
+    """A local folder for a folder or a hub id; the hub's safetensors are fetched once."""
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    text = str(path)
+    if folder.is_absolute() or text.startswith(".") or text.count("/") != 1:
+        raise InputError(f"{path}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, ignore_patterns=WEIGHTS_ELSEWHERE))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{path}: neither a folder nor a model that the hub gives ({_first_line(error)})"
+        ) from None
+
+
+def _config(path: str | Path, folder: Path, trust_remote_code: bool) -> Any:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{path}: not a model folder (it has no config.json)")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{path}: no *.safetensors file; convert the weights to safetensors")
+    try:
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: {_first_line(error)}") from None
+    support.refuse(config)
+    _no_dropout(config)
+    return config
+
+
+def _no_dropout(config: Any) -> None:
+    """Set every dropout probability of a configuration to 0 (opt and others apply it as a function)."""
+    for name, value in list(config.to_dict().items()):
+        is_rate = "dropout" in name or name.endswith("_pdrop") or name == "layerdrop"
+        if is_rate and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+    config.classifier_dropout = 0.0
+    config.use_cache = False
+
+
+def _check_vocabulary(path: str | Path, folder: Path, config: Any) -> None:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    largest = max(max(ids, default=0), *(t["id"] for t in content["added_tokens"]), 0)
+    if largest >= config.vocab_size:
+        raise InputError(
+            f"{path}: the tokenizer has ids up to {largest}, but the model's vocabulary is only "
+            f"{config.vocab_size}; this tokenizer belongs to another model"
+        )
+
+
+def _finish_policy(model: Any) -> Any:
+    model = _finish(model)
+    model.tree_logprobs = MethodType(tree_logprobs, model)
+    return model
+
+
+def _finish(model: Any) -> Any:
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            # torch gives a padding row no gradient; here pad may be EOS, and no pad is ever fed.
+            module.padding_idx = None
+    # A loaded tensor may lie anywhere in a mapped file; kernels round by alignment. Cloned, two
+    # models with the same weights give the same bits.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model.eval()
+
+
+@contextmanager
+def _loading(path: Any) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"{path}: cannot be loaded ({_first_line(error)})") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading reports a missing head or bars for a second's work; say nothing instead."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
