@@ -249,6 +249,13 @@ def save_model(
         partial.rename(path)
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    inner = unwrap(model)
+    enable = getattr(inner, "activation_checkpointing_enable", None)  # its name before 5.2x follows
+    (enable or inner.gradient_checkpointing_enable)()
+
+
 def check_context(model: nn.Module, tokens: int) -> None:
     """Raise InputError if sequences of this many tokens do not fit the model's positions."""
     config: Any = unwrap(model).config
