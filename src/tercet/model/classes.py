@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForTokenClassification, Gemma3TextConfig, Olmo2Config, OPTConfig
+from transformers import AutoModelForTokenClassification, Gemma3TextConfig
 from transformers.modeling_layers import GenericForTokenClassification
 from transformers.models.gemma3.modeling_gemma3 import Gemma3PreTrainedModel
 from transformers.models.olmo2.modeling_olmo2 import Olmo2PreTrainedModel
@@ -29,12 +28,17 @@ class OPTForTokenClassification(GenericForTokenClassification, OPTPreTrainedMode
         self.score = nn.Linear(config.word_embed_proj_dim, config.num_labels)
 
 
-@cache
-def register() -> None:
-    """Tell transformers' auto class about them; without exist_ok it silently does nothing."""
-    for config, model in (
-        (Olmo2Config, Olmo2ForTokenClassification),
-        (Gemma3TextConfig, Gemma3TextForTokenClassification),
-        (OPTConfig, OPTForTokenClassification),
-    ):
-        AutoModelForTokenClassification.register(config, model, exist_ok=True)
+OWN = {
+    "olmo2": Olmo2ForTokenClassification,
+    "gemma3_text": Gemma3TextForTokenClassification,
+    "opt": OPTForTokenClassification,
+}
+
+
+def scalar_class(config: Any) -> Any:
+    """The class that loads a scalar model of this configuration.
+
+    Not through `AutoModelForTokenClassification.register`: transformers before 5.2x ignores it,
+    silently, for configurations of its own.
+    """
+    return OWN.get(config.model_type, AutoModelForTokenClassification)

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
-from tercet.model import classes, support
+from tercet.model import support
 from tercet.model.attention import NAME
+from tercet.model.classes import scalar_class
 from tercet.model.tree import tree_logprobs
 from tercet.records import InputError
 
@@ -134,9 +134,8 @@ def load_scalar(
     config = _config(path, folder, trust_remote_code)
     config.num_labels = 1
     config.token_classification_bias = True
-    classes.register()
     with _loading(path), _quiet():
-        model, report = AutoModelForTokenClassification.from_pretrained(
+        model, report = scalar_class(config).from_pretrained(
             folder,
             config=config,
             dtype=dtype,
