@@ -220,7 +220,8 @@ def pairwise_agreement(
 
     first, second: +1, 0 (tie) or -1 a pair (`pair_outcomes`); clusters: its prompt. ties:
     "excluded" counts pairs that neither labeler tied (InstructGPT 3.4); "half" gives 1/2 when
-    exactly one tied; "exact" asks for the same of the three outcomes. Two ties agree in "half" and "exact".
+    exactly one tied; "exact" asks for the same of the three outcomes. In both of these two ties
+    agree.
     """
     a, b = _floats(first, "first"), _floats(second, "second")
     if len(a) != len(b):
