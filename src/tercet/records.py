@@ -54,7 +54,7 @@ class Message(Record):
 class Prompt(Record):
     """What a person asks: plain `text`, or the `messages` of a dialogue; exactly one of them."""
 
-    schema_: Literal["tercet.prompt/1"] = Field("tercet.prompt/1", alias="schema")
+    schema_: Literal["tercet.prompt/1"] = Field(default="tercet.prompt/1", alias="schema")
     id: Identifier
     text: str | None = None
     messages: Annotated[tuple[Message, ...], Field(min_length=1)] | None = None
@@ -73,7 +73,9 @@ class Prompt(Record):
 class Demonstration(Record):
     """A prompt and the reply that a person wrote for it."""
 
-    schema_: Literal["tercet.demonstration/1"] = Field("tercet.demonstration/1", alias="schema")
+    schema_: Literal["tercet.demonstration/1"] = Field(
+        default="tercet.demonstration/1", alias="schema"
+    )
     id: Identifier
     prompt_id: Identifier
     prompt: str
@@ -98,7 +100,7 @@ class Candidate(Record):
 class CandidateSet(Record):
     """K replies to one prompt, waiting to be ranked."""
 
-    schema_: Literal["tercet.candidates/1"] = Field("tercet.candidates/1", alias="schema")
+    schema_: Literal["tercet.candidates/1"] = Field(default="tercet.candidates/1", alias="schema")
     id: Identifier
     prompt_id: Identifier
     prompt: str
@@ -129,7 +131,7 @@ class RankedReply(Record):
 class Ranking(Record):
     """K replies to one prompt in one judge's order. A public pair is a ranking with K = 2."""
 
-    schema_: Literal["tercet.ranking/1"] = Field("tercet.ranking/1", alias="schema")
+    schema_: Literal["tercet.ranking/1"] = Field(default="tercet.ranking/1", alias="schema")
     id: Identifier
     prompt_id: Identifier
     prompt: str

@@ -41,6 +41,7 @@ class RunDir:
         self.main = main
         self.model = path / "model"
         self.checkpoints = path / "checkpoints"
+        self.fingerprint = ""  # of configuration and inputs; the pipeline sets it on every rank
         self._board: EventFileWriter | None = None
 
     def start(
@@ -78,14 +79,17 @@ class RunDir:
 
     def _mirror(self, step: int, numbers: Mapping[str, float]) -> None:
         # tensorboard's own writer: torch.utils.tensorboard would pull in torch.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         if self._board is None:
             self._board = EventFileWriter(str(self.path / "tensorboard"))
-        values = [Summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        summary = summary_pb2.Summary()  # pyright: ignore[reportAttributeAccessIssue]
+        for tag, number in numbers.items():
+            summary.value.add(tag=tag, simple_value=number)
+        event = event_pb2.Event(  # pyright: ignore[reportAttributeAccessIssue]
+            wall_time=time.time(), step=step, summary=summary
+        )
         self._board.add_event(event)
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -320,9 +324,9 @@ def _rich_bar() -> "Progress":
         MofNCompleteColumn,
         Progress,
         TextColumn,
+        TimeElapsedColumn,
         TimeRemainingColumn,
     )
-    from rich.progress import TimeElapsedColumn
 
     return Progress(
         TextColumn("{task.description:<12}"),

@@ -25,10 +25,12 @@ def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         InputError: the tokenizer has none, so replies could never end.
     """
-    if tokenizer.eos_token_id is None:
+    token = tokenizer.eos_token_id
+    if token is None:
         name = tokenizer.name_or_path or "the tokenizer"
         raise InputError(f"{name}: has no EOS token; set eos_token in tokenizer_config.json")
-    return int(tokenizer.eos_token_id)
+    assert isinstance(token, int)
+    return token
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -101,10 +103,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
 def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """[BOS] or []: asked of the tokenizer with a text, because `bos_token_id` alone does not say
     whether it is added, and with bos = eos an empty text cannot tell the two apart."""
-    if tokenizer.bos_token_id is None:
+    bos = tokenizer.bos_token_id
+    if not isinstance(bos, int):
         return []
     first = tokenizer("a")["input_ids"][0]  # pyright: ignore[reportIndexIssue]
-    return [int(tokenizer.bos_token_id)] if first == tokenizer.bos_token_id else []
+    return [bos] if first == bos else []
 
 
 def train_tokenizer(
