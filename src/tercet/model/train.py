@@ -1,0 +1,100 @@
+"""One optimizer step of likelihood training, as pretraining, SFT and the ptx term of PPO share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from tercet.model.shard import Ranks
+from tercet.model.tree import Document, TokenTree, logprobs, micro_batches, pack
+
+
+def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Autocast for "bf16" (weights, optimizer and losses stay float32); nothing for "float32".
+
+    "auto" is bf16 on a GPU and float32 on the CPU.
+    """
+    if precision == "bf16" or (precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def target_count(documents: Sequence[Document]) -> float:
+    """Sum of target weights: the N of a token mean. The first token of a document is never a target."""
+    total = 0.0
+    for document in documents:
+        total += document.prompt_weight * (len(document.prompt) - 1)
+        total += document.reply_weight * sum(len(reply) for reply in document.replies)
+    return total
+
+
+def window_documents(cut: list[list[int]]) -> list[Document]:
+    """Windows as documents whose every token but the first is a target."""
+    return [Document(ids, [], prompt_weight=1.0) for ids in cut]
+
+
+def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
+    """Which of n items step `step` takes: a new permutation each epoch, the same on every rank and resume."""
+    per_epoch = n // batch if n >= batch else 1
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return order[place * batch : (place + 1) * batch].tolist()
+
+
+def trees(
+    documents: Sequence[Document], token_budget: int, device: torch.device
+) -> list[tuple[list[int], TokenTree]]:
+    """Packed micro-batches of at most `token_budget` tokens, each with the indices it holds."""
+    return [
+        (group, pack([documents[i] for i in group], device=device))
+        for group in micro_batches(documents, token_budget)
+    ]
+
+
+def nll_backward(
+    model: nn.Module,
+    documents: Sequence[Document],
+    total: float,
+    ranks: Ranks,
+    *,
+    token_budget: int,
+    coefficient: float = 1.0,
+    precision: str = "auto",
+) -> Tensor:
+    """Add the gradient of coefficient * sum(w * nll) / total over my documents; returns that sum / total.
+
+    `total` is the target count of the whole optimizer batch on all ranks, so micro-batches and ranks do
+    not change the step (InstructGPT App. C; token mean over the batch). The result is this rank's part.
+    """
+    loss = torch.zeros((), device=ranks.device)
+    for _, tree in trees(documents, token_budget, ranks.device):
+        with precision_context(ranks.device, precision):
+            logp_RL = logprobs(model, tree, where="weighted")
+        part = -(tree.weight * logp_RL).sum() / total
+        (coefficient * part).backward()
+        loss += part.detach()
+    return loss
+
+
+@torch.no_grad()
+def held_out_nll(
+    model: nn.Module,
+    documents: Sequence[Document],
+    ranks: Ranks,
+    *,
+    token_budget: int,
+    precision: str = "auto",
+) -> float:
+    """Token-mean negative log-likelihood in nats over all ranks' documents (every rank gives all of them)."""
+    was_training = model.training
+    model.eval()
+    loss = torch.zeros((), device=ranks.device, dtype=torch.float64)
+    for _, tree in trees(ranks.share(documents), token_budget, ranks.device):
+        with precision_context(ranks.device, precision):
+            logp_RL = logprobs(model, tree, where="weighted")
+        loss -= (tree.weight * logp_RL).sum().double()
+    model.train(was_training)
+    return float(ranks.sum(loss)) / target_count(documents)

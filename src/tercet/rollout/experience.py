@@ -1,0 +1,309 @@
+"""What PPO learns from: replies of the current policy with scores, log-probs, values and advantages.
+
+Legend: B episodes (prompt by prompt, sample by sample), T reply tokens (right-padded, masked), n my share.
+Steps 2-6 of an iteration (InstructGPT C.4; Ziegler 2019): roll out, cut, score, evaluate under policy,
+reference and value model, then rewards and advantages over the batch of all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tercet.model.reward import encode_replies, score_documents
+from tercet.model.shard import Ranks
+from tercet.model.train import precision_context, trees
+from tercet.model.tree import Document, logprobs, scalars
+from tercet.objectives import (
+    KLKind,
+    MissingStop,
+    gae,
+    kl_estimate,
+    rloo,
+    score_rule,
+    token_rewards,
+    truncate_at_stop,
+    whiten,
+)
+from tercet.rollout.engine import generate
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """The frozen reward model. With the policy's tokenizer it reads ids; with another it re-reads the text."""
+
+    model: nn.Module
+    tokenizer: Any
+    same_tokenizer: bool
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn."""
+
+    samples: int
+    max_new_tokens: int
+    temperature: float
+    stop_ids: tuple[int, ...]
+    truncate_after: int
+    slots: int
+    token_budget: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Replies:
+    """One prompt with its sampled replies, and per reply what was measured of it. Plain numbers."""
+
+    prompt: str
+    ids: list[int]
+    replies: list[list[int]]
+    stopped: list[bool]
+    texts: list[str]
+    scores: list[float]
+    logp_generated: list[list[float]]
+    logp_old: list[list[float]]
+    logp_ref: list[list[float]]
+    values: list[list[float]]
+    entropy: list[list[float]]
+
+    @property
+    def document(self) -> Document:
+        """The prompt once, with all its replies."""
+        return Document(self.ids, self.replies)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout batch of all ranks; every tensor is [B] or [B, T] float32 on the training device."""
+
+    groups: list[Replies]
+    episodes: list[list[int]]
+    """Row numbers of each group's replies."""
+    mask_BT: Tensor
+    logp_generated_BT: Tensor
+    logp_old_BT: Tensor
+    logp_ref_BT: Tensor
+    values_BT: Tensor
+    entropy_BT: Tensor
+    kl_BT: Tensor
+    raw_score_B: Tensor
+    score_B: Tensor
+    stopped_B: Tensor
+    dropped: int
+    rewards_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+
+    @property
+    def kl_B(self) -> Tensor:
+        """Sequence KL, the sum of k1 over a reply."""
+        return torch.where(self.mask_BT, self.logp_old_BT - self.logp_ref_BT, 0).sum(1)
+
+
+@torch.no_grad()
+def collect(
+    policy: Any,
+    reference: Any,
+    value: Any | None,
+    scorer: Scorer,
+    tokenizer: Any,
+    prompts: Sequence[tuple[str, list[int], int]],
+    sampling: Sampling,
+    seed: int,
+    ranks: Ranks,
+) -> list[Replies]:
+    """Roll out my share of `prompts` (text, ids, key), measure it, and return everybody's, in order."""
+    mine = ranks.share(prompts)
+    rolled = roll_out(policy, tokenizer, mine, sampling, seed)
+    documents = [
+        Document(ids, replies) for (_, ids, _), (replies, _, _) in zip(mine, rolled, strict=True)
+    ]
+    rows = teacher_force(policy, reference, value, documents, sampling, ranks.device)
+    texts = [
+        [
+            tokenizer.decode(reply[: len(reply) - stop], skip_special_tokens=True)
+            for reply, stop in zip(replies, stopped, strict=True)
+        ]
+        for replies, _, stopped in rolled
+    ]
+    scored = documents
+    if not scorer.same_tokenizer:
+        scored = [
+            encode_replies(scorer.tokenizer, prompt, text, stopped)
+            for (prompt, _, _), text, (_, _, stopped) in zip(mine, texts, rolled, strict=True)
+        ]
+    scores: list[list[float]] = []
+    if scored:
+        flat = score_documents(
+            scorer.model, scored, token_budget=sampling.token_budget, precision=sampling.precision
+        )
+        scores = [part.tolist() for part in flat.split(sampling.samples)]
+    return ranks.gather(
+        [
+            Replies(text, ids, replies, stopped, words, score, generated, *row)
+            for (text, ids, _), (replies, generated, stopped), words, score, row in zip(
+                mine, rolled, texts, scores, rows, strict=True
+            )
+        ]
+    )
+
+
+def roll_out(
+    policy: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[str, list[int], int]],
+    sampling: Sampling,
+    seed: int,
+) -> list[tuple[list[list[int]], list[list[float]], list[bool]]]:
+    """Per prompt: replies as ids, the log-probs that the engine saw, whether each ended itself.
+
+    With `truncate_after` n only stop tokens at index >= n end a reply (Ziegler's code), so the whole
+    length is sampled first and cut afterwards.
+    """
+    device = next(policy.parameters()).device
+    with precision_context(device, sampling.precision):
+        rollouts = generate(
+            policy,
+            [ids for _, ids, _ in prompts],
+            samples=sampling.samples,
+            max_new_tokens=sampling.max_new_tokens,
+            stop_ids=() if sampling.truncate_after else sampling.stop_ids,
+            temperature=sampling.temperature,
+            seed=seed,
+            keys=[key for _, _, key in prompts],
+            slots=sampling.slots,
+        )
+    result: list[tuple[list[list[int]], list[list[float]], list[bool]]] = [
+        ([], [], []) for _ in prompts
+    ]
+    for rollout in rollouts:
+        tokens, stopped = rollout.tokens, rollout.stopped
+        if sampling.truncate_after:
+            _, length, found = truncate_at_stop(
+                torch.tensor([tokens]), list(sampling.stop_ids), 0, after=sampling.truncate_after
+            )
+            tokens, stopped = tokens[: int(length)], bool(found)
+        replies, generated, ended = result[rollout.prompt]
+        replies.append(tokens)
+        generated.append(rollout.logprobs[: len(tokens)])
+        ended.append(stopped)
+    return result
+
+
+Rows = tuple[list[list[float]], list[list[float]], list[list[float]], list[list[float]]]
+
+
+def teacher_force(
+    policy: Any,
+    reference: Any,
+    value: Any | None,
+    documents: Sequence[Document],
+    sampling: Sampling,
+    device: torch.device,
+) -> list[Rows]:
+    """Per document, per reply: (logp_old, logp_ref, values, entropy), by the training forward pass.
+
+    Policy and reference see the very same pack, so where they hold the same weights the KL is exactly 0.
+    """
+    result: dict[int, Rows] = {}
+    for group, tree in trees(documents, sampling.token_budget, device):
+        with precision_context(device, sampling.precision):
+            old_RL, entropy_RL = logprobs(
+                policy, tree, sampling.temperature, entropy=True, where="replies"
+            )
+            ref_RL = logprobs(reference, tree, sampling.temperature, where="replies")
+            value_RL = (
+                tree.at_previous(scalars(value, tree))
+                if value is not None
+                else torch.zeros_like(old_RL)
+            )
+        lengths = tree.lengths.tolist()
+        columns = [
+            [row[:length] for row, length in zip(tree.replies(x).tolist(), lengths, strict=True)]
+            for x in (old_RL.float(), ref_RL.float(), value_RL.float(), entropy_RL.float())
+        ]
+        start = 0
+        for i in group:
+            end = start + len(documents[i].replies)
+            old, ref, values, entropy = (column[start:end] for column in columns)
+            result[i] = (old, ref, values, entropy)
+            start = end
+    return [result[i] for i in range(len(documents))]
+
+
+def judge_batch(
+    groups: list[Replies],
+    *,
+    beta: float,
+    kl_kind: KLKind,
+    missing_eos: MissingStop,
+    missing_eos_penalty: float,
+    score_clip: float | None,
+    whiten_rewards: bool,
+    whiten_advantages: bool,
+    gamma: float,
+    lam: float,
+    algorithm: str,
+    device: torch.device,
+) -> Experience:
+    """Rewards and advantages of a batch, whitened over the valid tokens of all ranks.
+
+    An episode whose score is not finite is masked out and counted; more than 1% of them raise RuntimeError.
+    """
+    flat = [(g, k) for g in range(len(groups)) for k in range(len(groups[g].replies))]
+    longest = max(len(groups[g].replies[k]) for g, k in flat)
+
+    def padded(name: str) -> Tensor:
+        rows = [getattr(groups[g], name)[k] for g, k in flat]
+        return torch.tensor([row + [0.0] * (longest - len(row)) for row in rows], device=device)
+
+    raw_B = torch.tensor([groups[g].scores[k] for g, k in flat], device=device)
+    stopped_B = torch.tensor([groups[g].stopped[k] for g, k in flat], device=device)
+    length_B = torch.tensor([len(groups[g].replies[k]) for g, k in flat], device=device)
+    finite_B = raw_B.isfinite()
+    dropped = int((~finite_B).sum())
+    if dropped > 0.01 * len(flat):
+        raise RuntimeError(
+            f"the reward model gave NaN or Inf to {dropped} of {len(flat)} replies of this batch; "
+            "check its weights and precision"
+        )
+    mask_BT = (torch.arange(longest, device=device) < length_B[:, None]) & finite_B[:, None]
+    old_BT, ref_BT, values_BT = padded("logp_old"), padded("logp_ref"), padded("values")
+    score_B = score_rule(raw_B, stopped_B, missing_eos, missing_eos_penalty, score_clip)
+    kl_BT = kl_estimate(old_BT, ref_BT, kl_kind)
+    rewards_BT = token_rewards(score_B, kl_BT, mask_BT, beta)
+    if algorithm == "rloo":
+        prompt_B = torch.tensor([g for g, _ in flat], device=device)
+        total_B = torch.where(mask_BT, rewards_BT, 0).sum(1)
+        advantages_BT = torch.where(mask_BT, rloo(total_B, prompt_B)[:, None], 0)
+        returns_BT = torch.zeros_like(advantages_BT)
+    else:
+        if whiten_rewards:
+            rewards_BT = whiten(rewards_BT, mask_BT, shift_mean=False)
+        advantages_BT, returns_BT = gae(rewards_BT, values_BT, mask_BT, gamma, lam)
+        if whiten_advantages:
+            advantages_BT = whiten(advantages_BT, mask_BT)
+    counter = iter(range(len(flat)))
+    return Experience(
+        groups=groups,
+        episodes=[[next(counter) for _ in group.replies] for group in groups],
+        mask_BT=mask_BT,
+        logp_generated_BT=padded("logp_generated"),
+        logp_old_BT=old_BT,
+        logp_ref_BT=ref_BT,
+        values_BT=values_BT,
+        entropy_BT=padded("entropy"),
+        kl_BT=kl_BT,
+        raw_score_B=raw_B,
+        score_B=score_B,
+        stopped_B=stopped_B,
+        dropped=dropped,
+        rewards_BT=rewards_BT,
+        advantages_BT=advantages_BT,
+        returns_BT=returns_BT,
+    )

@@ -1,0 +1,564 @@
+"""ppo: PPO and PPO-ptx against a reward model, with a per-token KL to the frozen start (InstructGPT 3.5, C.4).
+
+Legend: B episodes of an iteration, T reply tokens, N valid tokens of a minibatch over all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tercet.data.split import stable_key
+from tercet.data.importers import read_texts
+from tercet.data.tokens import encode_prompt, windows
+from tercet.model.adapt import adapt, merge
+from tercet.model.checkpoint import Checkpoints
+from tercet.model.checks import check_first_ratio, check_start, reward_check
+from tercet.model.load import (
+    check_context,
+    fingerprint,
+    load_policy,
+    load_scalar,
+    load_tokenizer,
+    parameter_hash,
+    save_model,
+)
+from tercet.model.optim import EMA, StepGuard, adam, clip_gradients, linear, set_lr, warmup
+from tercet.model.shard import Ranks
+from tercet.model.train import (
+    batch_indices,
+    held_out_nll,
+    nll_backward,
+    precision_context,
+    target_count,
+    trees,
+    window_documents,
+)
+from tercet.model.tree import Document, logprobs, scalars
+from tercet.objectives import AdaptiveKL, policy_loss, reinforce_loss, value_loss
+from tercet.records import InputError, Prompt, prompt_text, read_records
+from tercet.rollout.experience import Experience, Replies, Sampling, Scorer, collect, judge_batch
+from tercet.rollout.monitor import alarms, summarise
+from tercet.rollout.show import Table, before_and_after, sample_page
+from tercet.rundir import RunDir, progress
+from tercet.world import World
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # InstructGPT C.3-C.5, 1.3B; what the paper does not print is as in its predecessors' code.
+    "instructgpt": {
+        "episodes": 256_000, "rollout_batch": 512, "minibatch": 64, "inner_epochs": 1, "beta": 0.02,
+        "lr": 5e-6, "value_lr": 9e-6, "warmup_iterations": 10, "ema": 0.992, "adam_eps": 1e-5,
+        "ptx_coef": 27.8, "ptx_ratio": 8.0, "max_prompt_tokens": 1000, "max_new_tokens": 1000,
+    },
+    # Stiennon 2020, 1.3B.
+    "stiennon": {
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4, "beta": 0.05,
+        "lr": 1.5e-5, "value_lr": 1.5e-5, "lr_schedule": "linear", "temperature": 0.7, "adam_eps": 1e-5,
+    },
+    # Huang 2024, "The N+ implementation details".
+    "nplus": {
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4, "beta": 0.05,
+        "lr": 3e-6, "value_lr": 3e-6, "lr_schedule": "linear", "temperature": 0.7, "adam_eps": 1e-5,
+        "max_new_tokens": 53, "missing_eos": "replace", "missing_eos_penalty": 1.0,
+    },
+    # Ziegler 2019, sentiment and descriptiveness.
+    "ziegler": {
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4, "beta": 0.15,
+        "kl_target": 6.0, "kl_horizon": 10_000.0, "lr": 1e-5, "value_lr": 1e-5, "lr_schedule": "linear",
+        "whiten_rewards": True, "temperature": 0.7, "max_new_tokens": 24, "truncate_after": 16,
+        "missing_eos": "replace", "missing_eos_penalty": 1.0, "adam_style": "tf", "adam_eps": 1e-5,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    policy: Path
+    """Model folder of the RL initialisation; also the frozen KL reference."""
+    reward: Path
+    """Reward model folder, normalised."""
+    prompts: Path
+    """tercet.prompt/1 records."""
+    split: str | None = None
+    """Use only prompts of this split."""
+    preset: Literal["", "instructgpt", "stiennon", "nplus", "ziegler"] = ""
+    """Defaults from a paper; what the recipe or the command line says goes first."""
+    algorithm: Literal["ppo", "rloo"] = "ppo"
+    """PPO with a value model, or REINFORCE with a leave-one-out baseline (Ahmadian 2024)."""
+    episodes: int = 5120
+    """Replies sampled in all."""
+    rollout_batch: int = 256
+    """Episodes of one iteration, over all ranks."""
+    minibatch: int = 64
+    """Episodes of one optimizer step, over all ranks."""
+    inner_epochs: int = 1
+    """Passes over each rollout batch."""
+    samples: int = 1
+    """Replies to each prompt of an iteration; they share the prompt in every forward pass."""
+    max_prompt_tokens: int = 1000
+    """Longer prompts are dropped and counted before training."""
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    """Divides the logits in sampling and in every log-prob."""
+    stop_text: str = ""
+    """Text of one more stop token besides EOS."""
+    truncate_after: int = 0
+    """Only stop tokens from this index on end a reply (Ziegler's code: 16)."""
+    missing_eos: Literal["subtract", "replace", "none"] = "subtract"
+    """Score of a reply without EOS: less the penalty, minus the penalty, or left alone."""
+    missing_eos_penalty: float = 1.0
+    score_clip: float | None = None
+    """Bound on |score|, before the missing-EOS rule."""
+    beta: float = 0.02
+    """KL coefficient; the start of it when kl_target is set."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator in the reward; all three are logged."""
+    kl_target: float | None = None
+    """Adapt beta towards this sequence KL."""
+    kl_horizon: float = 10_000.0
+    beta_low: float = 0.0
+    beta_high: float = 1e6
+    kl_abort: float | None = None
+    """Stop the run when the mean sequence KL passes this."""
+    inner_early_stop: float | None = None
+    """End the inner epochs of an iteration when mean k2(new, old) passes 1.5 times this."""
+    gamma: float = 1.0
+    """Discount."""
+    lam: float = 0.95
+    """GAE lambda."""
+    clip: float = 0.2
+    """Ratio clip."""
+    value_clip: float | None = 0.2
+    """Value clip, in units of reward."""
+    whiten_advantages: bool = True
+    whiten_rewards: bool = False
+    lr: float = 1e-5
+    """Peak learning rate of the policy."""
+    value_lr: float = 2e-5
+    """Peak learning rate of the value model."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    warmup_iterations: int = 10
+    """From a tenth of the peak; 0.1, 0.19, ..., 1."""
+    value_warmup: int = 0
+    """First iterations that train the value model only."""
+    value_init: Literal["reward", "policy"] = "reward"
+    """The value model starts as the reward model, or as the policy's trunk with a zero head."""
+    adam_style: Literal["torch", "tf"] = "torch"
+    adam_eps: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = 1.0
+    """Bound on the global gradient norm of each optimizer."""
+    ptx_coef: float = 0.0
+    """Weight of the pretraining gradient; above 0 this is PPO-ptx (27.8 in the paper)."""
+    ptx_text: Path | None = None
+    """Pretraining text; needed when ptx_coef is above 0."""
+    ptx_ratio: float = 8.0
+    """Pretraining windows for each episode of a minibatch."""
+    ptx_reduction: Literal["token_mean", "sequence_sum"] = "token_mean"
+    """Likelihood of a token, or of a whole window."""
+    context: int = 128
+    """Tokens in one pretraining window."""
+    held_out_text: Path | None = None
+    """Text whose loss is measured before and after."""
+    ema: float | None = 0.992
+    """Decay of the averaged weights, which are what `model/` keeps; none keeps the last weights."""
+    adapt: str = "full"
+    """Which of the policy's parameters train: full, last_n_layers:N, bitfit, norms, lora:R, ..."""
+    world: Path | None = None
+    """world.json: also log its gold utility, which training never sees."""
+    show: int = 6
+    """Prompts in the sample pages."""
+    slots: int = 256
+    """Replies decoded at a time on one rank."""
+    token_budget: int = 16384
+    """Tokens in one forward pass of one rank."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for big, small in (("rollout_batch", "minibatch"), ("minibatch", "samples")):
+            if getattr(self, big) % getattr(self, small):
+                raise ValueError(
+                    f"{big} ({getattr(self, big)}) must be a multiple of {small} ({getattr(self, small)})"
+                )
+        if self.temperature <= 0:
+            raise ValueError("temperature must be above 0")
+        if self.ptx_coef and self.ptx_text is None:
+            raise ValueError("ptx_coef above 0 needs ptx_text")
+        if self.algorithm == "rloo" and self.samples < 2:
+            raise ValueError("rloo needs samples of at least 2: its baseline is the prompt's other replies")
+        if self.kl_target is not None and 0.2 * self.rollout_batch / self.kl_horizon >= 1:
+            raise ValueError("kl_horizon must be above a fifth of rollout_batch")
+
+    @property
+    def iterations(self) -> int:
+        return self.episodes // self.rollout_batch
+
+
+def main(config: Config, run: RunDir, ranks: Ranks) -> None:
+    """Roll out, score, estimate advantages, update; again and again; keep the averaged policy."""
+    tokenizer = load_tokenizer(config.policy)
+    policy = load_policy(config.policy, device=ranks.device)
+    reference = load_policy(config.policy, device=ranks.device).requires_grad_(False).eval()
+    reward_tokenizer = load_tokenizer(config.reward)
+    reward = load_scalar(config.reward, device=ranks.device).requires_grad_(False).eval()
+    same_tokenizer = fingerprint(tokenizer) == fingerprint(reward_tokenizer)
+    reward_check(reward, reward_tokenizer, config.reward, same_tokenizer, ranks)
+    scorer = Scorer(reward, reward_tokenizer, same_tokenizer)
+    value = value_model(config, ranks, same_tokenizer)
+    frozen = {"reference": parameter_hash(reference), "reward model": parameter_hash(reward)}
+
+    prompts = training_prompts(config, tokenizer)
+    check_context(policy, max(len(ids) for _, ids, _ in prompts) + config.max_new_tokens)
+    ptx, held_out = text_windows(config.ptx_text if config.ptx_coef else None, tokenizer, config), (
+        text_windows(config.held_out_text, tokenizer, config)
+    )
+    policy = adapt(policy, config.adapt)
+    policy.eval()  # dropout off in rollout and update alike, or the ratio is noise
+    style: dict[str, Any] = {"style": config.adam_style, "betas": config.betas, "eps": config.adam_eps}
+    policy_optimizer = adam(policy.parameters(), config.lr, **style)
+    value_optimizer = adam(value.parameters(), config.value_lr, **style) if value is not None else None
+    guards = {"policy": StepGuard(), "value": StepGuard()}
+    ema = EMA(policy, config.ema) if config.ema is not None else None
+    controller = (
+        AdaptiveKL(config.beta, config.kl_target, config.kl_horizon, config.beta_low, config.beta_high)
+        if config.kl_target is not None
+        else None
+    )
+    world = World.load(config.world) if config.world else None
+    sampling = Sampling(
+        config.samples, config.max_new_tokens, config.temperature, stop_ids(tokenizer, config),
+        config.truncate_after, config.slots, config.token_budget, config.precision,
+    )  # fmt: skip
+    before = held_out_nll(reference, held_out, ranks, token_budget=config.token_budget) if held_out else None
+    table = Table(ranks.main, gold=world is not None)
+
+    with (
+        Checkpoints(run.checkpoints, ranks, run.fingerprint) as checkpoints,
+        progress(config.iterations, run.path.name, "iteration", show=ranks.main) as bar,
+    ):
+        start, beta = 0, config.beta
+        if state := checkpoints.load():
+            start, beta = state["step"], state["beta"]
+            policy.load_state_dict(state["policy"])
+            policy_optimizer.load_state_dict(state["policy_optimizer"])
+            if value is not None and value_optimizer is not None:
+                value.load_state_dict(state["value"])
+                value_optimizer.load_state_dict(state["value_optimizer"])
+            if ema is not None:
+                ema.load_state_dict(state["ema"])
+            if controller is not None:
+                controller.beta = beta
+            for name, guard in guards.items():
+                guard.skipped, guard.in_a_row = state["guards"][name]
+            run.rewind(start - 1)
+            bar.advance(start)
+        history = [row for row in run.metrics() if "kl" in row]
+
+        for iteration in range(start, config.iterations):
+            # 1-5: prompts, replies, scores, log-probs and values under the policy as it is now.
+            chosen = batch_indices(
+                len(prompts), config.rollout_batch // config.samples, iteration, config.seed
+            )
+            groups = collect(
+                policy, reference, value, scorer, tokenizer, [prompts[i] for i in chosen],
+                sampling, config.seed + 100_003 * iteration, ranks,
+            )  # fmt: skip
+            # 6: rewards and advantages.
+            batch = judge_batch(
+                groups,
+                beta=beta,
+                kl_kind=config.kl_estimator,
+                missing_eos=config.missing_eos,
+                missing_eos_penalty=config.missing_eos_penalty,
+                score_clip=config.score_clip,
+                whiten_rewards=config.whiten_rewards,
+                whiten_advantages=config.whiten_advantages,
+                gamma=config.gamma,
+                lam=config.lam,
+                algorithm=config.algorithm,
+                device=ranks.device,
+            )
+            if iteration == 0:
+                check_start(batch.mask_BT, batch.logp_old_BT, batch.logp_ref_BT,
+                            batch.logp_generated_BT, half(config, ranks), ranks)  # fmt: skip
+            metrics = summarise(batch, beta) | gold_numbers(world, groups)
+            if config.kl_abort is not None and metrics["kl"] > config.kl_abort:
+                raise RuntimeError(
+                    f"mean sequence KL {metrics['kl']:.1f} passed kl_abort {config.kl_abort} at iteration "
+                    f"{iteration}; raise beta or lower lr"
+                )
+            # 7: minibatches.
+            factor = learning_rate_factor(config, iteration)
+            set_lr(policy_optimizer, config.lr * factor)
+            if value_optimizer is not None:
+                set_lr(value_optimizer, config.value_lr * factor)
+            metrics |= update(
+                policy, value, policy_optimizer, value_optimizer, guards, ema, batch, ptx,
+                iteration, config, ranks,
+            )  # fmt: skip
+            if iteration >= config.value_warmup:
+                check_first_ratio(metrics["ratio_first_minibatch"], half(config, ranks), iteration, ranks)
+            # 8: beta, log, samples.
+            if controller is not None:
+                beta = controller.update(metrics["kl"], config.rollout_batch)
+            metrics["lr"] = config.lr * factor
+            fired = alarms(metrics, history, half(config, ranks))
+            history.append(metrics)
+            run.log(iteration, metrics | {"alarms": float(len(fired))})
+            table.row(iteration, metrics, fired)
+            run.samples(f"iteration-{iteration:04d}", sample_page(batch, config.show, fired))
+            bar.advance(1, score=metrics["score"], kl=metrics["kl"])
+            checkpoints.offer(
+                iteration + 1,
+                lambda: {
+                    "policy": policy.state_dict(),
+                    "policy_optimizer": policy_optimizer.state_dict(),
+                    "value": value.state_dict() if value is not None else None,
+                    "value_optimizer": value_optimizer.state_dict() if value_optimizer else None,
+                    "ema": ema.state_dict() if ema is not None else None,
+                    "beta": beta,
+                    "guards": {name: (g.skipped, g.in_a_row) for name, g in guards.items()},
+                },
+            )
+        checkpoints.clear()
+
+    now = {"reference": parameter_hash(reference), "reward model": parameter_hash(reward)}
+    for name, digest in frozen.items():
+        if now[name] != digest:
+            raise RuntimeError(f"the frozen {name} changed during training")
+    table.line("frozen models: bit-identical at the end")
+    if ema is not None:
+        ema.load_into(policy)
+    policy = merge(policy)
+    summary: dict[str, Any] = {
+        "iterations": config.iterations,
+        "skipped_steps": {name: guard.skipped for name, guard in guards.items()},
+        "last": history[-1] if history else {},
+    }
+    if held_out:
+        after = held_out_nll(policy, held_out, ranks, token_budget=config.token_budget)
+        summary |= {"held_out_nll_before": before, "held_out_nll": after}
+    shown = [prompts[i] for i in range(min(config.show, len(prompts)))]
+    pages = [
+        collect(model, reference, None, scorer, tokenizer, shown, sampling, config.seed, ranks)
+        for model in (reference, policy)
+    ]
+    run.samples("before-and-after", before_and_after(*pages))
+    if ranks.main:
+        save_model(policy, tokenizer, run.model)
+        if value is not None:
+            save_model(value, tokenizer, run.path / "value")
+        run.finish(summary)
+
+
+def value_model(config: Config, ranks: Ranks, same_tokenizer: bool) -> Any | None:
+    """The value model, a network of its own: a copy of the normalised reward model, or the policy's trunk."""
+    if config.algorithm == "rloo":
+        return None
+    if config.value_init == "reward":
+        if not same_tokenizer:
+            raise InputError(
+                f"value_init = \"reward\": {config.reward} has another tokenizer than {config.policy}; "
+                'use value_init = "policy" and some value_warmup'
+            )
+        return load_scalar(config.reward, device=ranks.device).eval()
+    return load_scalar(config.policy, device=ranks.device, init="zero", seed=config.seed).eval()
+
+
+def training_prompts(config: Config, tokenizer: Any) -> list[tuple[str, list[int], int]]:
+    """(text, ids, key of its sampling noise) of each prompt that is short enough."""
+    records = [
+        p
+        for p in read_records(config.prompts, Prompt)
+        if config.split is None or p.split == config.split
+    ]
+    encoded = [
+        (prompt_text(p), encode_prompt(tokenizer, prompt_text(p)), stable_key(p.id)) for p in records
+    ]
+    kept = [row for row in encoded if len(row[1]) <= config.max_prompt_tokens]
+    needed = config.rollout_batch // config.samples
+    if len(kept) < needed:
+        raise InputError(
+            f"{config.prompts}: {len(kept)} prompts of split {config.split!r} have at most "
+            f"{config.max_prompt_tokens} tokens, and one iteration needs {needed}; give more prompts or a "
+            "smaller rollout_batch"
+        )
+    return kept
+
+
+def text_windows(path: Path | None, tokenizer: Any, config: Config) -> list[Document]:
+    """Windows of pretraining text, [] without a path."""
+    if path is None:
+        return []
+    documents = window_documents(windows(tokenizer, read_texts(path), config.context))
+    if not documents:
+        raise InputError(f"{path}: not one window of {config.context} tokens; give more text")
+    return documents
+
+
+def stop_ids(tokenizer: Any, config: Config) -> tuple[int, ...]:
+    """EOS, and the one token that `stop_text` is."""
+    if not config.stop_text:
+        return (tokenizer.eos_token_id,)
+    ids = tokenizer.encode(config.stop_text, add_special_tokens=False)
+    if len(ids) != 1:
+        raise InputError(f"stop_text {config.stop_text!r} is {len(ids)} tokens of this tokenizer, not one")
+    return (tokenizer.eos_token_id, ids[0])
+
+
+def half(config: Config, ranks: Ranks) -> bool:
+    """True when forward passes compute in bfloat16, where tolerances are wider."""
+    return config.precision == "bf16" or (
+        config.precision == "auto" and ranks.device.type == "cuda"
+    )
+
+
+def learning_rate_factor(config: Config, iteration: int) -> float:
+    """Warm-up over iterations times the schedule; the same for all minibatches of an iteration."""
+    factor = warmup(iteration, config.warmup_iterations)
+    return factor * linear(iteration, config.iterations) if config.lr_schedule == "linear" else factor
+
+
+def gold_numbers(world: World | None, groups: Sequence[Replies]) -> dict[str, float]:
+    """Mean gold utility of the rollouts with its standard error: for the record, never for training."""
+    if world is None:
+        return {}
+    judged = torch.tensor(
+        [
+            world.gold(group.prompt, text, "stop" if stopped else "length").utility
+            for group in groups
+            for text, stopped in zip(group.texts, group.stopped, strict=True)
+        ]
+    )
+    return {"gold": float(judged.mean()), "gold_se": float(judged.std() / len(judged) ** 0.5)}
+
+
+def update(
+    policy: Any, value: Any | None, policy_optimizer: Any, value_optimizer: Any | None,
+    guards: dict[str, StepGuard], ema: EMA | None, batch: Experience, ptx: list[Document],
+    iteration: int, config: Config, ranks: Ranks,
+) -> dict[str, float]:  # fmt: skip
+    """All inner epochs and minibatches of one iteration; mean metrics, ratios of the first and last one."""
+    per_minibatch = config.minibatch // config.samples
+    minibatches = len(batch.groups) // per_minibatch
+    train_policy = iteration >= config.value_warmup
+    log: list[dict[str, float]] = []
+    for epoch in range(config.inner_epochs):
+        for step in range(minibatches):
+            draw = (iteration * config.inner_epochs + epoch) * minibatches + step
+            chosen = batch_indices(len(batch.groups), per_minibatch, draw, config.seed + 17)
+            total = int(sum(batch.mask_BT[batch.episodes[i]].sum() for i in chosen))
+            if total == 0:
+                continue
+            row: dict[str, float] = {}
+            mine = ranks.share(chosen)
+            if train_policy:
+                policy_optimizer.zero_grad()
+                row |= policy_gradient(policy, batch, mine, total, len(chosen) * config.samples, config, ranks)
+                if ptx:
+                    row["ptx_loss"] = ptx_gradient(policy, ptx, draw, config, ranks)
+                ranks.sum_gradients(policy.parameters())
+                row["grad_norm"] = clip_gradients(policy.parameters(), config.max_grad_norm)
+                if guards["policy"].step(policy_optimizer, row["policy_loss"], row["grad_norm"]):
+                    if ema is not None:
+                        ema.update(policy)
+            if value is not None and value_optimizer is not None:
+                value_optimizer.zero_grad()
+                row |= value_gradient(value, batch, mine, total, config, ranks)
+                ranks.sum_gradients(value.parameters())
+                row["value_grad_norm"] = clip_gradients(value.parameters(), config.max_grad_norm)
+                guards["value"].step(value_optimizer, row["value_loss"], row["value_grad_norm"])
+            log.append(row)
+        stop = config.inner_early_stop
+        if stop is not None and log and log[-1].get("approx_kl", 0.0) > 1.5 * stop:
+            break
+    return merge_rows(log, guards)
+
+
+def merge_rows(log: list[dict[str, float]], guards: dict[str, StepGuard]) -> dict[str, float]:
+    """Means over an iteration's minibatches; extremes where a mean would hide them."""
+    merged = {name: sum(row[name] for row in log) / len(log) for name in (log[0] if log else {})}
+    if log and "ratio_mean" in log[0]:
+        merged["ratio_min"] = min(row["ratio_min"] for row in log)
+        merged["ratio_max"] = max(row["ratio_max"] for row in log)
+        merged["ratio_first_minibatch"] = log[0]["ratio_mean"]
+        merged["ratio_last_minibatch"] = log[-1]["ratio_mean"]
+    merged["skipped_steps"] = float(sum(guard.skipped for guard in guards.values()))
+    return merged
+
+
+def policy_gradient(
+    policy: Any, batch: Experience, mine: Sequence[int], total: int, episodes: int, config: Config, ranks: Ranks
+) -> dict[str, float]:  # fmt: skip
+    """Accumulate the policy gradient of my prompts' replies; metrics summed over ranks."""
+    sums = torch.zeros(4, device=ranks.device)
+    low, high = 1.0, 1.0
+    for group, tree in trees([batch.groups[i].document for i in mine], config.token_budget, ranks.device):
+        rows = [row for g in group for row in batch.episodes[mine[g]]]
+        with precision_context(ranks.device, config.precision):
+            logp_RL = logprobs(policy, tree, config.temperature, where="replies")
+        logp_BT = tree.replies(logp_RL)
+        width = logp_BT.shape[1]
+        old_BT = batch.logp_old_BT[rows, :width]
+        advantages_BT, mask_BT = batch.advantages_BT[rows, :width], batch.mask_BT[rows, :width]
+        loss, stats = policy_loss(logp_BT, old_BT, advantages_BT, mask_BT, config.clip, total)
+        if config.algorithm == "rloo":
+            loss = reinforce_loss(logp_BT, advantages_BT, mask_BT, episodes)
+        loss.backward()
+        sums += torch.stack(
+            [loss.detach(), stats["clip_fraction"], stats["approx_kl"], stats["ratio_mean"]]
+        )
+        if bool(mask_BT.any()):
+            low, high = min(low, float(stats["ratio_min"])), max(high, float(stats["ratio_max"]))
+    names = ("policy_loss", "clip_fraction", "approx_kl", "ratio_mean")
+    extremes = ranks.gather([(low, high)])
+    return dict(zip(names, ranks.sum(sums).tolist(), strict=True)) | {
+        "ratio_min": min(low for low, _ in extremes),
+        "ratio_max": max(high for _, high in extremes),
+    }
+
+
+def ptx_gradient(policy: Any, ptx: list[Document], draw: int, config: Config, ranks: Ranks) -> float:
+    """Accumulate the pretraining gradient of one minibatch (InstructGPT C.4: 8 windows an episode)."""
+    count = max(1, round(config.ptx_ratio * config.minibatch))
+    chosen = [ptx[i] for i in batch_indices(len(ptx), min(count, len(ptx)), draw, config.seed + 29)]
+    total = target_count(chosen) if config.ptx_reduction == "token_mean" else float(len(chosen))
+    loss = nll_backward(
+        policy,
+        ranks.share(chosen),
+        total,
+        ranks,
+        token_budget=config.token_budget,
+        coefficient=config.ptx_coef,
+        precision=config.precision,
+    )
+    return float(ranks.sum(loss))
+
+
+def value_gradient(
+    value: Any, batch: Experience, mine: Sequence[int], total: int, config: Config, ranks: Ranks
+) -> dict[str, float]:
+    """Accumulate the value gradient of my prompts' replies; metrics summed over ranks."""
+    sums = torch.zeros(2, device=ranks.device)
+    for group, tree in trees([batch.groups[i].document for i in mine], config.token_budget, ranks.device):
+        rows = [row for g in group for row in batch.episodes[mine[g]]]
+        with precision_context(ranks.device, config.precision):
+            values_BT = tree.replies(tree.at_previous(scalars(value, tree)))
+        width = values_BT.shape[1]
+        loss, stats = value_loss(
+            values_BT,
+            batch.values_BT[rows, :width],
+            batch.returns_BT[rows, :width],
+            batch.mask_BT[rows, :width],
+            config.value_clip,
+            total,
+        )
+        loss.backward()
+        sums += torch.stack([loss.detach(), stats["clip_fraction"]])
+    return dict(zip(("value_loss", "value_clip_fraction"), ranks.sum(sums).tolist(), strict=True))

@@ -1,0 +1,216 @@
+"""sft: supervised fine-tuning on demonstrations; also the RL-initialisation model with pretraining mixed in."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tercet.data.importers import read_texts
+from tercet.data.tokens import encode_prompt, encode_reply, windows
+from tercet.model.adapt import adapt, merge
+from tercet.model.checkpoint import Checkpoints
+from tercet.model.load import check_context, load_policy, load_tokenizer, residual_dropout, save_model
+from tercet.model.optim import StepGuard, adam, clip_gradients, cosine, set_lr
+from tercet.model.shard import Ranks
+from tercet.model.train import (
+    batch_indices,
+    held_out_nll,
+    nll_backward,
+    target_count,
+    window_documents,
+)
+from tercet.model.tree import Document
+from tercet.records import Demonstration, InputError, prompt_text, read_records
+from tercet.rundir import RunDir, progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    model: Path
+    """Model folder to fine-tune."""
+    demonstrations: Path
+    """tercet.demonstration/1 records; split "train" (or none) trains, "valid" selects the epoch."""
+    lr: float = 5e-5
+    """Peak learning rate; cosine to 10%, no warm-up."""
+    batch: int = 32
+    """Examples in one optimizer step, over all ranks."""
+    epochs: int = 16
+    """Passes over the demonstrations; every one is kept in `epochs/`."""
+    dropout: float = 0.2
+    """Residual dropout, after the attention and MLP output projections."""
+    loss_on_prompt: bool = False
+    """Also train on the prompt's tokens."""
+    pretrain_fraction: float = 0.0
+    """Share of each batch that is windows of pretraining text (0.1 for the RL initialisation)."""
+    pretrain_text: Path | None = None
+    """Text for those windows."""
+    pretrain_held_out: Path | None = None
+    """Held-out text: its loss counts equally with the demonstrations' when an epoch is chosen."""
+    context: int = 128
+    """Tokens in one pretraining window."""
+    max_prompt_tokens: int = 1000
+    """Longer prompts are dropped and counted."""
+    max_reply_tokens: int = 1000
+    """Longer replies are cut, without EOS."""
+    adapt: str = "full"
+    """Which parameters train: full, last_n_layers:N, bitfit, norms, embeddings, head, lora:R, regex:PATTERN."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's betas."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Bound on the global gradient norm."""
+    token_budget: int = 16384
+    """Tokens in one forward pass of one rank."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.pretrain_fraction < 1:
+            raise ValueError("pretrain_fraction must be in [0, 1)")
+        if self.pretrain_fraction and self.pretrain_text is None:
+            raise ValueError("pretrain_fraction needs pretrain_text")
+        if self.batch < 1 or self.epochs < 1:
+            raise ValueError("batch and epochs must be at least 1")
+
+
+def main(config: Config, run: RunDir, ranks: Ranks) -> None:
+    """Fine-tune epoch after epoch, keep each, and put the one with the lowest validation loss in `model/`."""
+    tokenizer = load_tokenizer(config.model)
+    model = load_policy(config.model, device=ranks.device)
+    records = read_records(config.demonstrations, Demonstration)
+    train, dropped, cut = encode(records, "train", tokenizer, config)
+    valid, *_ = encode(records, "valid", tokenizer, config)
+    if not train:
+        raise InputError(f"{config.demonstrations}: no demonstration with split train is left to train on")
+    if not valid:
+        raise InputError(
+            f"{config.demonstrations}: no demonstration has split valid, so no epoch could be chosen; "
+            "mark some, or let `tercet data` split by user"
+        )
+    check_context(model, max(len(d.prompt) + len(d.replies[0]) for d in train + valid))
+    mixed = round(config.batch * config.pretrain_fraction)
+    web = pretraining_windows(config.pretrain_text, tokenizer, config) if mixed else []
+    web_held_out = pretraining_windows(config.pretrain_held_out, tokenizer, config)
+
+    model = adapt(model, config.adapt)
+    optimizer = adam(
+        model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay
+    )
+    guard = StepGuard()
+    per_epoch = max(1, len(train) // (config.batch - mixed))
+    steps = per_epoch * config.epochs
+    history: list[dict[str, float]] = []
+    residual_dropout(model, config.dropout)
+
+    model.train()
+    with (
+        Checkpoints(run.checkpoints, ranks, run.fingerprint) as checkpoints,
+        progress(steps, run.path.name, "step", show=ranks.main) as bar,
+    ):
+        start = 0
+        if state := checkpoints.load():
+            start, history = state["step"], state["history"]
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            run.rewind(start - 1)
+            bar.advance(start)
+        for step in range(start, steps):
+            batch = [
+                train[i]
+                for i in batch_indices(len(train), config.batch - mixed, step, config.seed)
+            ]
+            if mixed:
+                batch += [web[i] for i in batch_indices(len(web), mixed, step, config.seed + 1)]
+            set_lr(optimizer, config.lr * cosine(step, steps))
+            optimizer.zero_grad()
+            loss = nll_backward(
+                model,
+                ranks.share(batch),
+                target_count(batch),
+                ranks,
+                token_budget=config.token_budget,
+                precision=config.precision,
+            )
+            ranks.sum_gradients(model.parameters())
+            norm = clip_gradients(model.parameters(), config.clip)
+            value = float(ranks.sum(loss))
+            guard.step(optimizer, value, norm)
+            run.log(step, {"loss": value, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]})
+            bar.advance(1, loss=value)
+            if (step + 1) % per_epoch == 0:
+                epoch = (step + 1) // per_epoch
+                row = validate(model, valid, web_held_out, ranks, config)
+                history.append({"epoch": float(epoch)} | row)
+                run.log(step, {f"valid/{name}": number for name, number in row.items()})
+                if ranks.main:
+                    save_model(merge(model), tokenizer, run.path / "epochs" / f"{epoch:02d}")
+            checkpoints.offer(
+                step + 1,
+                lambda: {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "history": history,
+                },
+            )
+        checkpoints.clear()
+
+    best = min(history, key=lambda row: (row["selected_by"], row["epoch"]))
+    if ranks.main:
+        shutil.rmtree(run.model, ignore_errors=True)
+        shutil.copytree(run.path / "epochs" / f"{int(best['epoch']):02d}", run.model)
+        run.finish(
+            {
+                "epochs": history,
+                "selected_epoch": int(best["epoch"]),
+                "train": len(train),
+                "valid": len(valid),
+                "dropped_long_prompts": dropped,
+                "cut_replies": cut,
+                "skipped_steps": guard.skipped,
+            }
+        )
+
+
+def encode(
+    records: list[Demonstration], split: str, tokenizer: Any, config: Config
+) -> tuple[list[Document], int, int]:
+    """(documents of `split`, prompts dropped as too long, replies cut). A cut reply gets no EOS."""
+    documents, dropped, cut = [], 0, 0
+    for record in records:
+        if (record.split or "train") != split:
+            continue
+        prompt = encode_prompt(tokenizer, prompt_text(record))
+        reply = encode_reply(tokenizer, record.response, True)
+        if len(prompt) > config.max_prompt_tokens:
+            dropped += 1
+            continue
+        if len(reply) > config.max_reply_tokens:
+            cut += 1
+            reply = reply[: config.max_reply_tokens]
+        documents.append(Document(prompt, [reply], prompt_weight=float(config.loss_on_prompt)))
+    return documents, dropped, cut
+
+
+def pretraining_windows(path: Path | None, tokenizer: Any, config: Config) -> list[Document]:
+    """Windows of `path`, [] without one."""
+    if path is None:
+        return []
+    documents = window_documents(windows(tokenizer, read_texts(path), config.context))
+    if not documents:
+        raise InputError(f"{path}: not one window of {config.context} tokens; give more text")
+    return documents
+
+
+def validate(
+    model: Any, valid: list[Document], web: list[Document], ranks: Ranks, config: Config
+) -> dict[str, float]:
+    """Held-out losses, and the sum by which an epoch is chosen (InstructGPT App. C.3: low on both)."""
+    losses = {
+        "demonstrations": held_out_nll(model, valid, ranks, token_budget=config.token_budget)
+    }
+    if web and config.pretrain_fraction:
+        losses["pretraining"] = held_out_nll(model, web, ranks, token_budget=config.token_budget)
+    return losses | {"selected_by": sum(losses.values())}
