@@ -1,4 +1,4 @@
-"""Tiny random models of every supported architecture, in which window, soft-cap and grouping matter."""
+"""Tiny random models of every architecture, in which window, soft-cap and grouping matter."""
 
 from typing import Any
 

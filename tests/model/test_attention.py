@@ -5,6 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from tercet.model import attention
+from tercet.model.blocks import BLOCK, block_kinds, block_mask
+from tercet.model.load import checkpoint_activations, load_policy, load_scalar, scalar_head
+from tercet.model.tree import Document, TokenTree, logprobs, pack, scalars
+from tercet.records import InputError
 from tests.model.architectures import (
     ARCHITECTURES,
     CONFIGS,
@@ -15,13 +22,6 @@ from tests.model.architectures import (
     saved,
     tiny,
 )
-from torch import Tensor
-
-from tercet.model import attention
-from tercet.model.blocks import BLOCK, block_kinds, block_mask
-from tercet.model.load import checkpoint_activations, load_policy, load_scalar, scalar_head
-from tercet.model.tree import Document, TokenTree, logprobs, pack, scalars
-from tercet.records import InputError
 
 GENERATOR = torch.Generator().manual_seed(3)
 
@@ -213,7 +213,9 @@ def test_cache_view_takes_over_attention(tmp_path: Any) -> None:
     calls = []
 
     class View:
-        def attend(self, module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+        def attend(
+            self, module: Any, query: Tensor, key: Tensor, value: Tensor, *rest: Any
+        ) -> Tensor:
             calls.append((module.layer_idx, tuple(query.shape), tuple(key.shape), rest))
             return torch.zeros_like(query).transpose(1, 2)
 

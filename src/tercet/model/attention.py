@@ -26,7 +26,13 @@ from tercet.records import InputError
 NAME = "tercet"
 
 # Keywords that reach every attention function and change nothing in it.
-HARMLESS = {"position_ids", "position_embeddings", "cache_position", "use_cache", "output_attentions"}
+HARMLESS = {
+    "position_ids",
+    "position_embeddings",
+    "cache_position",
+    "use_cache",
+    "output_attentions",
+}
 HARMLESS |= {"is_causal", "output_hidden_states", "return_dict", "num_items_in_batch"}
 
 
@@ -102,6 +108,10 @@ def tree_attention(
             "this model was loaded for tercet, whose attention needs tree= or cache_view=; "
             'for other uses call model.set_attn_implementation("sdpa") first'
         )
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary tables leave float32 queries beside bf16 values, which FlexAttention refuses.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda and query.dtype != torch.float64:
         output = _flex(query, key, value, layout.block_mask(sliding_window), scaling, softcap)
     elif softcap is not None:

@@ -75,7 +75,7 @@ def _extremes(values_RL: Tensor, fill: int) -> tuple[Tensor, Tensor]:
 
 
 def _listed(blocks_RKK: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts (R, 1, K) and indices (R, 1, K, K) of the true blocks of each query block, in order."""
+    """Counts (R, 1, K) and indices (R, 1, K, K) of each query block's true blocks, in order."""
     counts = blocks_RKK.sum(-1, dtype=torch.int32)
     order = blocks_RKK.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return counts[:, None], order.to(torch.int32)[:, None]

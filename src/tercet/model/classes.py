@@ -1,15 +1,27 @@
-"""Scalar-model classes for architectures that transformers gives none: olmo2, gemma3, opt."""
+"""The scalar head, and scalar classes for architectures without one: olmo2, gemma3, opt."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import AutoModelForTokenClassification, Gemma3TextConfig
 from transformers.modeling_layers import GenericForTokenClassification
 from transformers.models.gemma3.modeling_gemma3 import Gemma3PreTrainedModel
 from transformers.models.olmo2.modeling_olmo2 import Olmo2PreTrainedModel
 from transformers.models.opt.modeling_opt import OPTPreTrainedModel
+
+
+class ScalarHead(nn.Linear):
+    """A head that computes in its own precision, also on bf16 hidden states and under autocast.
+
+    bf16 holds 3 digits: too few for the score differences that a ranking turns on.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
 
 
 class Olmo2ForTokenClassification(GenericForTokenClassification, Olmo2PreTrainedModel):

@@ -63,17 +63,24 @@ def head_logprobs(
             "leave it out of the adapter's targets"
         )
     steps = transform(model, temperature)
-    if hidden_MD.shape[0] * head.weight.shape[0] <= KEEP_ELEMENTS:
-        z_MV = _logits(hidden_MD, head.weight, head.bias, steps)
-        return _from_logits(z_MV, target_M, entropy)[:2]
-    logp_M, entropy_M = _ChunkedHead.apply(
-        hidden_MD, head.weight, head.bias, target_M, steps, entropy
-    )
+    device = hidden_MD.device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else head.weight.dtype
+    # Casts are explicit: autocast would end before the backward pass recomputes the logits.
+    bias_V = None if head.bias is None else head.bias.to(dtype)
+    operands = hidden_MD.to(dtype), head.weight.to(dtype), bias_V
+    with torch.autocast(device, enabled=False):
+        if hidden_MD.shape[0] * head.weight.shape[0] <= KEEP_ELEMENTS:
+            z_MV = _logits(*operands, steps)
+            return _from_logits(z_MV, target_M, entropy)[:2]
+        logp_M, entropy_M = _ChunkedHead.apply(*operands, target_M, steps, entropy)
     return logp_M, entropy_M if entropy else None
 
 
-def _logits(hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, steps: Transform) -> Tensor:
-    raw_CV = nn.functional.linear(hidden_CD.to(weight_VD.dtype), weight_VD, bias_V)
+def _logits(
+    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, steps: Transform
+) -> Tensor:
+    raw_CV = nn.functional.linear(hidden_CD, weight_VD, bias_V)
     # Cast before every reduction: bf16 logsumexp over a vocabulary loses two digits.
     return steps.forward(raw_CV.to(torch.promote_types(raw_CV.dtype, torch.float32)))
 
@@ -130,7 +137,7 @@ class _ChunkedHead(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias_V, dtype=precise) if need_bias else None
         for start in range(0, hidden_MD.shape[0], ctx.chunk):
             here = slice(start, start + ctx.chunk)
-            hidden_CD = hidden_MD[here].to(weight_VD.dtype)
+            hidden_CD = hidden_MD[here]
             z_CV = _logits(hidden_CD, weight_VD, bias_V, ctx.steps)
             logp_CV = z_CV - lse_M[here, None]
             p_CV = logp_CV.exp()
@@ -142,7 +149,7 @@ class _ChunkedHead(torch.autograd.Function):
                 grad_CV -= grad_entropy_M[here, None] * p_CV * inner
             grad_CV = ctx.steps.backward(grad_CV, z_CV).to(weight_VD.dtype)
             if grad_hidden is not None:
-                grad_hidden[here] = (grad_CV @ weight_VD).to(hidden_MD.dtype)
+                grad_hidden[here] = grad_CV @ weight_VD
             if grad_weight is not None:
                 grad_weight += grad_CV.T @ hidden_CD
             if grad_bias is not None:

@@ -1,8 +1,8 @@
 """Models and tokenizers from a folder or the hub, and back: policies, scalar models, new models.
 
-A policy is `AutoModelForCausalLM`. A scalar model (reward, value) is `AutoModelForTokenClassification`
-with one label: one number a token, whose head bias stores "demonstrations score 0". Both get the
-attention of `attention.py`, no dropout, and parameters in eval mode.
+A policy is `AutoModelForCausalLM`. A scalar model (reward, value) is one of
+`AutoModelForTokenClassification` with one label: one number a token, whose head bias stores
+"demonstrations score 0". Both get the attention of `attention.py`, no dropout, and eval mode.
 """
 
 from __future__ import annotations
@@ -10,42 +10,53 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from tercet.model import support
 from tercet.model.attention import NAME
-from tercet.model.classes import scalar_class
+from tercet.model.classes import ScalarHead, scalar_class
+from tercet.model.folders import (
+    check_vocabulary,
+    first_line,
+    loading,
+    quiet,
+    read_config,
+    read_tensors,
+    resolve,
+)
 from tercet.model.tree import tree_logprobs
 from tercet.records import InputError
 
 Init = Literal["normal", "zero"]
 HEAD_NAMES = ("score", "classifier")
-WEIGHTS_ELSEWHERE = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "original/*"]
+# What writes into the residual stream: attention's and the MLP's last projection, by its name.
+RESIDUAL_OUTPUTS = ("o_proj", "out_proj", "attention.dense", "c_proj")
+RESIDUAL_OUTPUTS += ("down_proj", "fc2", "dense_4h_to_h")
 
 
 def load_tokenizer(path: str | Path) -> Any:
     """The tokenizer of a model folder or hub id. InputError when there is none or it has no EOS."""
     folder = resolve(path)
     try:
-        with _quiet():
+        with quiet():
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: no usable tokenizer in this folder ({_first_line(error)})") from None
+        raise InputError(
+            f"{path}: no usable tokenizer in this folder ({first_line(error)})"
+        ) from None
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"{path}: the tokenizer has no EOS token, so no reply could ever end; "
@@ -66,17 +77,21 @@ def load_policy(
     vocabulary smaller than the tokenizer, or an architecture that tercet does not compute.
     """
     folder = resolve(path)
-    config = _config(path, folder, trust_remote_code)
-    _check_vocabulary(path, folder, config)
-    with _loading(path), _quiet():
-        model = AutoModelForCausalLM.from_pretrained(
+    config = read_config(path, folder, trust_remote_code)
+    support.refuse(config)
+    _no_dropout(config)
+    check_vocabulary(path, folder, config)
+    with loading(path), quiet():
+        model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             attn_implementation=NAME,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
+    _check_complete(path, report["missing_keys"])
     model = _finish_policy(model.to(device))
     support.check_architecture(model)
     return model
@@ -102,10 +117,10 @@ def new_policy(config: Mapping[str, Any], tokenizer: Any, seed: int) -> PreTrain
     try:
         built = AutoConfig.for_model(kind, **settings)
     except (ValueError, TypeError) as error:
-        raise InputError(f'model_type "{kind}": {_first_line(error)}') from None
+        raise InputError(f'model_type "{kind}": {first_line(error)}') from None
     support.refuse(built)
     _no_dropout(built)
-    with torch.random.fork_rng(devices=[]), _loading(kind):
+    with torch.random.fork_rng(devices=[]), loading(kind):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(
             built, attn_implementation=NAME, dtype=torch.float32
@@ -131,10 +146,12 @@ def load_scalar(
     weights of standard deviation 1 / sqrt(d + 1) and bias 0 (Ziegler 2019), "zero" is all zero.
     """
     folder = resolve(path)
-    config = _config(path, folder, trust_remote_code)
+    config = read_config(path, folder, trust_remote_code)
+    support.refuse(config)
+    _no_dropout(config)
     config.num_labels = 1
     config.token_classification_bias = True
-    with _loading(path), _quiet():
+    with loading(path), quiet():
         model, report = scalar_class(config).from_pretrained(
             folder,
             config=config,
@@ -143,13 +160,13 @@ def load_scalar(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # of the head; checked below
         )
-    missing = {name for name in report["missing_keys"] if name.split(".")[0] not in HEAD_NAMES}
-    if missing:
-        raise InputError(f"{path}: weights are missing, for example {sorted(missing)[0]}")
+    lacking = {*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])}
+    _check_complete(path, {name for name in lacking if name.split(".")[0] not in HEAD_NAMES})
     name, head = _head(model)
     precise = torch.promote_types(dtype, torch.float32)
-    fresh = nn.Linear(head.in_features, 1, bias=True, dtype=precise)
+    fresh = ScalarHead(head.in_features, 1, bias=True, dtype=precise)
     with torch.no_grad():
         if init is None:
             _read_head(path, folder, name, fresh)
@@ -161,14 +178,7 @@ def load_scalar(
                 generator = torch.Generator().manual_seed(seed)
                 fresh.weight.normal_(0.0, deviation, generator=generator)
     setattr(model, name, fresh)
-    model = _finish(model.to(device))
-    # bf16 hidden states meet a float32 head: a reward is read to more than 3 digits.
-    fresh.register_forward_pre_hook(_upcast)
-    return model
-
-
-def _upcast(head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (inputs[0].to(head.weight.dtype),)  # type: ignore[union-attr]
+    return _finish(model.to(device))
 
 
 def scalar_head(model: nn.Module) -> nn.Linear:
@@ -190,14 +200,13 @@ def unwrap(model: nn.Module) -> Any:
 def _head(model: nn.Module) -> tuple[str, nn.Linear]:
     for name in HEAD_NAMES:
         head = getattr(model, name, None)
-        head = getattr(head, "original_module", head)
         if isinstance(head, nn.Linear):
             return name, head
     raise InputError(f"{type(model).__name__} has no scalar head named score or classifier")
 
 
 def _read_head(path: str | Path, folder: Path, name: str, head: nn.Linear) -> None:
-    """Fill `head` from the folder's file at full precision (loading rounds to the model's dtype)."""
+    """Fill `head` from the file at full precision (loading rounds to the model's dtype)."""
     stored = read_tensors(folder, {f"{name}.weight", f"{name}.bias"})
     if f"{name}.weight" not in stored:
         raise InputError(
@@ -209,16 +218,6 @@ def _read_head(path: str | Path, folder: Path, name: str, head: nn.Linear) -> No
     head.weight.copy_(stored[f"{name}.weight"])
     bias = stored.get(f"{name}.bias")
     head.bias.zero_() if bias is None else head.bias.copy_(bias)
-
-
-def read_tensors(folder: Path, names: set[str]) -> dict[str, Tensor]:
-    """Those of the named tensors that the folder's safetensors files hold."""
-    found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in names & set(tensors.keys()):
-                found[name] = tensors.get_tensor(name)
-    return found
 
 
 def save_model(
@@ -234,7 +233,7 @@ def save_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with _quiet():
+    with quiet():
         model.save_pretrained(partial, state_dict=None if state is None else dict(state))  # type: ignore
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)
@@ -253,6 +252,61 @@ def checkpoint_activations(model: nn.Module) -> None:
     inner = unwrap(model)
     enable = getattr(inner, "activation_checkpointing_enable", None)  # its name before 5.2x follows
     (enable or inner.gradient_checkpointing_enable)()
+
+
+class Dropout:
+    """Handle of `residual_dropout`: call `remove()`, or use it in a `with` statement."""
+
+    def __init__(self, hooks: Sequence[RemovableHandle]) -> None:
+        self.hooks = hooks
+
+    def remove(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def __enter__(self) -> Dropout:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def residual_dropout(model: nn.Module, p: float) -> Dropout:
+    """Drop with probability p what attention and MLP add to the residual stream (InstructGPT C.1).
+
+    Works by hooks on the two output projections of every layer, so on architectures without any
+    dropout too. Takes effect at once and only in training mode (`model.train()`); with p = 0
+    nothing is hooked and nothing changes.
+    """
+    if not 0.0 <= p < 1.0:
+        raise InputError(f"dropout must be at least 0 and below 1, not {p}")
+    if p == 0.0:
+        return Dropout([])
+    layers = decoder_layers(model)
+    outputs = [
+        module
+        for layer in layers
+        for name, module in layer.named_modules()
+        if name.endswith(RESIDUAL_OUTPUTS)
+    ]
+    if len(outputs) != 2 * len(layers):
+        kind = unwrap(model).config.model_type
+        raise InputError(f'residual dropout is not known for model type "{kind}"; set it to 0')
+
+    def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return nn.functional.dropout(output, p, training=module.training)
+
+    return Dropout([module.register_forward_hook(drop) for module in outputs])
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks, in order."""
+    inner = unwrap(model)
+    count = inner.config.num_hidden_layers
+    for module in inner.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return list(module)
+    raise InputError(f"no list of {count} layers in {type(inner).__name__}")
 
 
 def check_context(model: nn.Module, tokens: int) -> None:
@@ -290,45 +344,12 @@ def parameter_hash(model: nn.Module) -> str:
         value: Any = parameter.detach()
         value = value.full_tensor() if hasattr(value, "full_tensor") else value
         digest.update(name.encode())
-        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(value.to("cpu").contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def resolve(path: str | Path) -> Path:
-    """A local folder for a folder or a hub id; the hub's safetensors are fetched once."""
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    text = str(path)
-    if folder.is_absolute() or text.startswith(".") or text.count("/") != 1:
-        raise InputError(f"{path}: no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(text, ignore_patterns=WEIGHTS_ELSEWHERE))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{path}: neither a folder nor a model that the hub gives ({_first_line(error)})"
-        ) from None
-
-
-def _config(path: str | Path, folder: Path, trust_remote_code: bool) -> Any:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{path}: not a model folder (it has no config.json)")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{path}: no *.safetensors file; convert the weights to safetensors")
-    try:
-        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: {_first_line(error)}") from None
-    support.refuse(config)
-    _no_dropout(config)
-    return config
-
-
 def _no_dropout(config: Any) -> None:
-    """Set every dropout probability of a configuration to 0 (opt and others apply it as a function)."""
+    """Set every dropout rate of a configuration to 0: opt and others apply it as a function."""
     for name, value in list(config.to_dict().items()):
         is_rate = "dropout" in name or name.endswith("_pdrop") or name == "layerdrop"
         if is_rate and isinstance(value, int | float) and not isinstance(value, bool):
@@ -337,18 +358,12 @@ def _no_dropout(config: Any) -> None:
     config.use_cache = False
 
 
-def _check_vocabulary(path: str | Path, folder: Path, config: Any) -> None:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        return
-    content = json.loads(file.read_text(encoding="utf-8"))
-    vocabulary = content["model"]["vocab"]
-    ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    largest = max(max(ids, default=0), *(t["id"] for t in content["added_tokens"]), 0)
-    if largest >= config.vocab_size:
+def _check_complete(path: str | Path, lacking: Collection[str]) -> None:
+    # transformers fills missing weights at random and goes on
+    if lacking:
         raise InputError(
-            f"{path}: the tokenizer has ids up to {largest}, but the model's vocabulary is only "
-            f"{config.vocab_size}; this tokenizer belongs to another model"
+            f"{path}: {len(lacking)} weights are missing or of another shape, for example "
+            f"{min(lacking)}; this folder is incomplete or holds another kind of model"
         )
 
 
@@ -368,31 +383,3 @@ def _finish(model: Any) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model.eval()
-
-
-@contextmanager
-def _loading(path: Any) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"{path}: cannot be loaded ({_first_line(error)})") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading reports a missing head or bars for a second's work; say nothing instead."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

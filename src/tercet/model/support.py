@@ -10,17 +10,19 @@ from tercet.model.attention import NAME
 from tercet.model.tree import Document, TokenTree, logprobs, pack
 from tercet.records import InputError
 
-VERIFIED = frozenset(
-    "llama qwen2 qwen3 mistral phi3 olmo2 smollm3 gemma gemma2 gemma3_text gpt2 gpt_neox opt".split()
-)
+LLAMA_FAMILY = {"llama", "mistral", "phi3", "qwen2", "qwen3", "olmo2", "smollm3"}
+VERIFIED = LLAMA_FAMILY | {"gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "opt"}
+
+
+def known() -> str:
+    return ", ".join(sorted(VERIFIED))
 
 
 def refuse(config: Any) -> None:
     """Raise InputError for configurations that no causal packed forward pass can serve."""
     kind = config.model_type
-    known = ", ".join(sorted(VERIFIED))
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f'model type "{kind}" is an encoder-decoder; supported: {known}')
+        raise InputError(f'model type "{kind}" is an encoder-decoder; supported: {known()}')
     if getattr(config, "vision_config", None) is not None:
         raise InputError(f'model type "{kind}" has a vision tower; use its text-only form')
     if getattr(config, "use_bidirectional_attention", None):
@@ -29,7 +31,7 @@ def refuse(config: Any) -> None:
     if other := layers - {"full_attention", "sliding_attention"}:
         raise InputError(
             f'model type "{kind}" has layers of type {", ".join(sorted(other))}, which tercet does '
-            f"not compute; supported: {known}"
+            f"not compute; supported: {known()}"
         )
 
 
@@ -54,8 +56,8 @@ def check_architecture(model: Any) -> None:
     difference = float((ours - theirs).abs().max())
     if not difference <= tolerance:
         raise InputError(
-            f'model type "{config.model_type}" gives other log-probabilities in a packed batch than '
-            f"by itself (they differ by {difference:.2g}); supported: {', '.join(sorted(VERIFIED))}"
+            f'model type "{config.model_type}" gives other log-probabilities in a packed batch '
+            f"than by itself (they differ by {difference:.2g}); supported: {known()}"
         )
 
 
@@ -84,6 +86,6 @@ def _check_window(config: Any, tree: TokenTree) -> None:
     seen = {key[1] for key in tree.layout.masks}
     if expected and getattr(config, "use_sliding_window", True) and window not in seen:
         raise InputError(
-            f'model type "{config.model_type}" has a sliding window of {window} tokens but does not '
-            "pass it to attention; it cannot be packed"
+            f'model type "{config.model_type}" has a sliding window of {window} tokens but does '
+            "not pass it to attention; it cannot be packed"
         )

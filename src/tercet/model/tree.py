@@ -32,9 +32,9 @@ GPU_BLOCK = 128
 class Document:
     """A prompt and its replies, as token ids.
 
-        Document(prompt, [reply])                    # a demonstration: loss on the reply
-        Document(window, prompt_weight=1.0)          # pretraining text: loss on every token
-        Document(prompt, [a, b, c])                  # candidates of one prompt
+    Document(prompt, [reply])                    # a demonstration: loss on the reply
+    Document(window, prompt_weight=1.0)          # pretraining text: loss on every token
+    Document(prompt, [a, b, c])                  # candidates of one prompt
     """
 
     prompt: Sequence[int]
