@@ -102,10 +102,10 @@ def _coerce(value: Any, hint: Any, where: str, name: str) -> Any:
         return float(value)
     if hint in _PLAIN and type(value) is hint:
         return value
-    if hint is Path and isinstance(value, str):
+    if hint is Path and isinstance(value, str | Path):
         return Path(value)
-    if origin in (list, tuple, Sequence) and isinstance(value, list):
-        return _coerce_sequence(value, origin, arguments, where, name)
+    if origin in (list, tuple, Sequence) and isinstance(value, list | tuple):
+        return _coerce_sequence(list(value), origin, arguments, where, name)
     if origin in (dict, Mapping) and isinstance(value, dict):
         return {key: _coerce(v, arguments[1], where, f"{name}.{key}") for key, v in value.items()}
     if is_dataclass(hint) and isinstance(value, dict):
@@ -114,7 +114,7 @@ def _coerce(value: Any, hint: Any, where: str, name: str) -> Any:
 
 
 def _coerce_union(value: Any, choices: tuple[Any, ...], where: str, name: str) -> Any:
-    if type(None) in choices and value == "none":
+    if type(None) in choices and (value is None or value == "none"):
         return None
     wanted = [choice for choice in choices if choice is not type(None)]
     problems = []
@@ -208,8 +208,8 @@ def _flags(value: Any, prefix: str = "--") -> list[str]:
 
 def _plain(box: str) -> str:
     """What tyro says in a frame of several lines, as one line without the frame and its hints."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line[:1] == "│"]
-    text = re.sub(r"\s+", " ", " ".join(re.sub("─+", " ", line) for line in lines))
+    lines = [line.strip("│ ") for line in box.splitlines() if re.search(r"\w", line)]
+    text = " ".join(" ".join(lines[1:]).split())  # the first line is the frame's title
     text = re.split(r" (?:Argument helptext|Perhaps you meant|For full helptext)", text)[0]
     return re.sub(r"^Error parsing \S+: ", "", text).strip()
 
