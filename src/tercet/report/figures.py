@@ -66,24 +66,15 @@ class WinPoint:
     parameters: int | None = None
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One small plot of the PPO curves: the first of `keys` that a run logged is drawn."""
-
-    title: str
-    keys: tuple[str, ...]
-
-
-PPO_PANELS = (
-    Panel("Reward (reward model)", ("score", "score/mean", "score_mean", "reward/score")),
-    Panel(
-        "KL to the reference (nats a reply)", ("kl", "kl/k1", "kl_k1", "kl_mean", "objective/kl")
-    ),
-    Panel("Gold utility (simulated)", ("gold", "gold/mean", "gold_mean")),
-    Panel("Reply length (tokens)", ("length", "length/mean", "length_mean", "len")),
-    Panel("Entropy (nats a token)", ("entropy", "entropy/mean", "entropy_mean")),
-    Panel("Cut by length (fraction)", ("no_eos", "frac_no_eos", "unfinished", "no_stop")),
-)
+PPO_PANELS = {
+    "score": "Reward (reward model)",
+    "kl": "KL to the reference (nats a reply)",
+    "gold": "Gold utility (simulated)",
+    "length": "Reply length (tokens)",
+    "entropy": "Entropy (nats a token)",
+    "frac_no_eos": "Cut by length (fraction)",
+}
+"""Metrics of a PPO run that are drawn, with the title of their panel."""
 
 
 def display_name(family: str) -> str:
@@ -127,19 +118,19 @@ def win_rates(
 
 
 def training_curves(
-    runs: Mapping[str, Sequence[Mapping[str, float]]],
+    runs: Mapping[str, Sequence[Mapping[str, float | None]]],
     stem: Path,
     *,
-    panels: Sequence[Panel] = PPO_PANELS,
+    panels: Mapping[str, str] = PPO_PANELS,
     title: str = "PPO training",
-    x: str = "step",
 ) -> tuple[Path, Path]:
     """Small plots of what a run logged, one line a run; panels that no run logged are left out.
 
-    `runs`: name -> rows of metrics.jsonl. Rows without a panel's key are skipped, so a metric
-    logged every tenth step is drawn too. More than 60 points: raw values faint, a running mean on top.
+    `runs`: name -> rows of metrics.jsonl; `panels`: metric -> title. Rows without the metric are
+    skipped, so one logged every tenth step is drawn too. More than 60 points: raw values faint, a
+    running mean on top.
     """
-    series = [(panel, _series(runs, panel.keys, x)) for panel in panels]
+    series = [(panel, _series(runs, key)) for key, panel in panels.items()]
     series = [(panel, lines) for panel, lines in series if lines]
     assert series, "no panel has data"
     columns = min(3, len(series))
@@ -160,7 +151,7 @@ def training_curves(
         )
         for index, (panel, lines) in enumerate(series):
             axes = figure.add_subplot(grid[index // columns, index % columns])
-            axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=6)
+            axes.set_title(panel, loc="left", fontsize=9.5, color=INK, pad=6)
             axes.grid(axis="y", color=RULE, linewidth=0.8)
             axes.tick_params(length=0, labelsize=8.5)
             axes.spines["left"].set_visible(False)
@@ -170,7 +161,7 @@ def training_curves(
                 _curve(axes, xs, ys, colours[name])
             axes.margins(x=0.02, y=0.12)
             if index >= len(series) - columns:
-                axes.set_xlabel("iteration" if x == "step" else x, fontsize=8.5, color=QUIET)
+                axes.set_xlabel("iteration", fontsize=8.5, color=QUIET)
         _key(figure, {display_name(name): colours[name] for name in runs})
         return _save(figure, stem)
 
@@ -425,14 +416,14 @@ def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str]], x: float) ->
 
 
 def _series(
-    runs: Mapping[str, Sequence[Mapping[str, float]]], keys: Sequence[str], x: str
+    runs: Mapping[str, Sequence[Mapping[str, float | None]]], key: str
 ) -> dict[str, tuple[list[float], list[float]]]:
+    """name -> (steps, values) of the runs that logged `key`; null stands for NaN and is left out."""
     found = {}
     for name, rows in runs.items():
-        key = next((key for key in keys if any(key in row for row in rows)), None)
-        kept = [row for row in rows if key in row and x in row] if key else []
-        if key and kept:
-            found[name] = ([float(row[x]) for row in kept], [float(row[key]) for row in kept])
+        kept = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if kept:
+            found[name] = ([float(x or 0) for x, _ in kept], [float(y or 0) for _, y in kept])
     return found
 
 

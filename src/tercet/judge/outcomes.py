@@ -1,0 +1,36 @@
+"""From scores to win rates: outcomes of an arm against the baseline, with every convention shown."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tercet.statistics import bootstrap, win_rate
+
+
+def outcomes(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """1 where the arm scores higher, 0.5 where equal (to 1e-9: utilities are sums of decimals), else 0."""
+    return [
+        0.5 if abs(mine - theirs) <= 1e-9 else float(mine > theirs)
+        for mine, theirs in zip(scores, baseline, strict=True)
+    ]
+
+
+def win_report(
+    values: Sequence[float], prompts: Sequence[str], *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
+    """Win rate with ties as half wins and its 95% interval over prompts, and the other conventions.
+
+    strict counts ties as losses, decided leaves them out (None when all are ties). n: judgements.
+    """
+    rate = win_rate(values)
+    interval = bootstrap(values, prompts, resamples=resamples, seed=seed)
+    return {
+        "win_rate": rate.rate,
+        "low": interval.low,
+        "high": interval.high,
+        "n": len(values),
+        "strict": rate.strict,
+        "decided": rate.decided,
+        "wins": rate.wins,
+        "ties": rate.ties,
+        "losses": rate.losses,
+    }
