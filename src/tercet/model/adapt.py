@@ -62,9 +62,7 @@ def merge(model: Any) -> Any:
     """
     if not hasattr(model, "peft_config"):
         return model
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="peft")
-        return copy.deepcopy(model).merge_and_unload()
+    return copy.deepcopy(model).merge_and_unload()
 
 
 def _full(model: Any, argument: str) -> Iterable[nn.Parameter]:
@@ -177,7 +175,7 @@ def _lora(model: Any, argument: str, seed: int) -> Any:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="peft")
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
         torch.manual_seed(seed)
         adapted = get_peft_model(model, config)
     _train_scalar_head(adapted)
