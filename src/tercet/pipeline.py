@@ -98,7 +98,8 @@ def _eval(run: Path, tables: set[str]) -> dict[str, Any]:
     }
     if "world" in tables:
         wired |= {"judge": "gold", "world": run / "data" / "world.json"}
-    return wired
+    prefixes = "prefixes.jsonl" if "world" in tables else "demonstrations.jsonl"
+    return wired | {"few_shot": run / "data" / prefixes}
 
 
 STEPS: tuple[Step, ...] = (

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -420,3 +420,8 @@ def _contexts(path: Path | None) -> dict[str, str]:
         return {}
     rows = _rows(path, ImportConfig())
     return {row.text("context_id"): row.text("text") for row in rows}
+
+
+def read_texts(path: Path, limit: int | None = None) -> list[str]:
+    """The first `limit` texts of a file, in any form that `texts` reads."""
+    return [text.text for text in islice(texts(path, ImportConfig()), limit)]

@@ -51,3 +51,8 @@ def assign(
         else record.model_copy(update={"split": split_of(owner(record, users), fractions, salt)})
         for record in records
     ]
+
+
+def stable_key(name: str) -> int:
+    """A whole number below 2^62 that depends on the name alone: sampling noise is keyed by prompt ids."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2

@@ -40,7 +40,7 @@ class Config:
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
-    """Write world.json, pretrain.jsonl, held_out.jsonl, demonstrations.jsonl, prompts.jsonl, prefixes.json."""
+    """Write world.json, pretrain.jsonl, held_out.jsonl, demonstrations.jsonl, prompts.jsonl, prefixes.jsonl."""
     if not ranks.main:
         return
     world = World(config.seed, WorldSettings(**(config.settings or {})))
@@ -69,8 +69,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     }
     prompts: list[Prompt] = [p for split, n in wanted.items() for p in world.prompts(split, n)]
     write_records(run.path / "prompts.jsonl", prompts)
-    (run.path / "prefixes.json").write_text(
-        json.dumps(world.few_shot_prefixes(config.prefixes), ensure_ascii=False, indent=1),
-        encoding="utf-8",
+    prefixes = world.few_shot_prefixes(config.prefixes)
+    write_records(
+        run.path / "prefixes.jsonl",
+        [Prompt(id=f"prefix-{i}", text=text) for i, text in enumerate(prefixes)],
     )
     run.finish({"simulated": True, "demonstrations": len(demonstrations), "prompts": wanted})
