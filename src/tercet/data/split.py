@@ -54,5 +54,5 @@ def assign(
 
 
 def stable_key(name: str) -> int:
-    """A whole number below 2^62 that depends on the name alone: sampling noise is keyed by prompt ids."""
+    """A whole number below 2^62 from the name alone: sampling noise is keyed by prompt ids."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") >> 2
