@@ -22,8 +22,8 @@ from tercet.world.prompts import MIX, render
 from tercet.world.speech import MANNERS, compose, state
 from tercet.world.streams import stream
 
-PAGES = {"dialogue": 0.68, "guide": 0.20, "review": 0.05, "talk": 0.07}
-REGISTERS = {"polite": 0.3, "plain": 0.25, "chatty": 0.2, "rude": 0.25}
+PAGES = {"dialogue": 0.70, "guide": 0.20, "review": 0.04, "talk": 0.06}
+REGISTERS = {"polite": 0.25, "plain": 0.25, "chatty": 0.25, "rude": 0.25}
 
 
 class Web:

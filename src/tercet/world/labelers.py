@@ -55,7 +55,7 @@ class Labeler:
 
 
 def ranks_of(opinions: Sequence[float], tie_width: float) -> list[int]:
-    """Dense ranks of opinions; those within `tie_width` of the best of a tie group share its rank."""
+    """Dense ranks; opinions within `tie_width` of the best of a tie group share its rank."""
     ranks = [0] * len(opinions)
     rank, best = 0, float("inf")
     for index in sorted(range(len(opinions)), key=lambda i: -opinions[i]):
@@ -68,7 +68,7 @@ def ranks_of(opinions: Sequence[float], tie_width: float) -> list[int]:
 def hire(
     seed: int, gold: Gold, count: int, noise: float, miss: float, bias: float, tie_width: float
 ) -> list[Labeler]:
-    """`count` people, other ones for every seed. `bias` scales the tastes that all of them share."""
+    """`count` people, others for every seed. `bias` scales the tastes that all of them share."""
     if count < 1:
         raise InputError(f"world.labelers = {count}: choose at least 1")
     people = []

@@ -47,7 +47,9 @@ class Manner:
 
 
 MANNERS = {
-    "polite": Manner(courtesy=0.8, closing=0.6, wrong=0.02, invent=0.2, leak=0.1),
+    "polite": Manner(
+        courtesy=0.85, closing=0.5, chatter=0.15, evasive=0.15, wrong=0.03, invent=0.5, leak=0.6
+    ),
     "plain": Manner(courtesy=0.1, closing=0.1, chatter=0.1, wrong=0.02, invent=0.3, leak=0.5),
     "chatty": Manner(
         courtesy=0.1,

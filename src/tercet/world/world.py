@@ -31,10 +31,10 @@ class WorldSettings:
     """Share of the facts that the hotel does not know."""
     web_errors: float = 0.03
     """Share of wrong facts in guides."""
-    mediocre: float = 0.4
+    mediocre: float = 0.35
     """Share of demonstrations that are not to be imitated."""
     labelers: int = 10
-    noise: float = 1.0
+    noise: float = 1.1
     """Standard deviation of a labeler's mood, in units of utility."""
     miss: float = 0.05
     """Probability that a labeler takes a wrong fact for a right one."""
