@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from tercet.model import attention
 from tercet.model.blocks import BLOCK, block_kinds, block_mask
@@ -279,6 +280,26 @@ def test_block_mask_gives_the_dense_mask(window: int | None) -> None:
     zero = torch.zeros((), dtype=torch.long)
     dense = mask.mask_mod(zero, zero, place[:, None], place[None, :])
     assert torch.equal(dense, tree.layout.dense_mask(window)[0, 0])
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("options", [{}, {"window": 4}, {"softcap": 1.0}])
+def test_flex_path_equals_dense_path(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FlexAttention interpreted on the CPU; tests/gpu compiles it."""
+    monkeypatch.setattr(attention, "_compiled_flex", lambda: flex_attention)
+    tree = pack([Document(ids(40), [ids(70), ids(60)]), Document(ids(33))], rows="gpu")
+    window, softcap = options.get("window"), options.get("softcap")
+    torch.manual_seed(0)
+    shapes = [(1, heads, tree.tokens.shape[1], 16) for heads in (4, 2, 2)]
+    inputs = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    module = tiny("llama").model.layers[0].self_attn
+    got = attention._flex(*inputs, tree.layout.block_mask(window), 0.25, softcap).transpose(1, 2)
+    expected, _ = attention.tree_attention(
+        module, *inputs, scaling=0.25, tree=tree, sliding_window=window, softcap=softcap
+    )
+    assert torch.allclose(got, expected, atol=1e-10)
 
 
 def test_every_architecture_of_the_readme_is_tested() -> None:

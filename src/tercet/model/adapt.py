@@ -60,7 +60,7 @@ def merge(model: Any) -> Any:
 
     Without an adapter, the model itself.
     """
-    if not hasattr(model, "peft_config"):
+    if unwrap(model) is model:
         return model
     return copy.deepcopy(model).merge_and_unload()
 
@@ -144,7 +144,7 @@ def _lora(model: Any, argument: str, seed: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
     rank, *rest = argument.split(",")
-    options = dict(item.split("=", 1) if "=" in item else (item, "") for item in rest)
+    options = {name: text for name, _, text in (item.partition("=") for item in rest)}
     if unknown := set(options) - {"alpha", "dropout", "targets"}:
         raise InputError(f'lora has no option "{min(unknown)}"; it has alpha, dropout, targets')
     try:

@@ -98,10 +98,9 @@ def tree_attention(
     Raises InputError for whatever a model asks and this function cannot honour.
     """
     refuse_unknown(module, attention_mask, dropout, unknown)
-    if scaling is None:
-        scaling = query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if cache_view is not None:
-        return cache_view.attend(module, query, key, value, scaling, sliding_window, softcap), None
+        return cache_view.attend(module, query, key, value, scale, sliding_window, softcap), None
     layout: Layout | None = getattr(tree, "layout", tree)
     if layout is None:
         raise InputError(
@@ -113,14 +112,14 @@ def tree_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda and query.dtype != torch.float64:
-        output = _flex(query, key, value, layout.block_mask(sliding_window), scaling, softcap)
+        output = _flex(query, key, value, layout.block_mask(sliding_window), scale, softcap)
     elif softcap is not None:
-        output = _capped(query, key, value, layout.dense_mask(sliding_window), scaling, softcap)
+        output = _capped(query, key, value, layout.dense_mask(sliding_window), scale, softcap)
     else:
         grouped = query.shape[1] != key.shape[1]
         mask = layout.dense_mask(sliding_window)
         output = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling, enable_gqa=grouped
+            query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped
         )
     return output.transpose(1, 2), None
 
@@ -171,7 +170,10 @@ def _capped(
 def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    # One kernel a combination of window, soft-cap, dtype and gradient; beyond the limit torch would
+    # fall back to an unfused L * L attention, so fail instead.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return torch.compile(flex_attention, fullgraph=True)
 
 
 @cache

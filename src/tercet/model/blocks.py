@@ -23,10 +23,12 @@ def block_mask(document: Tensor, branch: Tensor, position: Tensor, window: int |
     root = (document * width).to(torch.int32)
     group = (document * width + branch).to(torch.int32)
     place = position.to(torch.int32)
+    # The last position out of sight; a tensor, because a captured number would be compiled in.
+    hidden = None if window is None else place - window
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = (k <= q) & ((group[b, k] == group[b, q]) | (group[b, k] == root[b, q]))
-        return seen if window is None else seen & (place[b, q] - place[b, k] < window)
+        return seen if hidden is None else seen & (place[b, k] > hidden[b, q])
 
     length = document.shape[1]
     return BlockMask.from_kv_blocks(

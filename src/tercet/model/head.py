@@ -41,16 +41,16 @@ class Transform:
         return grad
 
 
-def transform(model: nn.Module, temperature: float) -> Transform:
+def transform(model: Any, temperature: float) -> Transform:
     """What `model.forward` applies to its logits, after its head: soft-cap (gemma), scales."""
-    config: Any = model.config
+    config = model.config
     scale = float(getattr(config, "logit_scale", None) or 1.0)  # cohere
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)  # granite
     return Transform(scale, getattr(config, "final_logit_softcapping", None), temperature)
 
 
 def head_logprobs(
-    model: nn.Module, hidden_MD: Tensor, target_M: Tensor, temperature: float, entropy: bool
+    model: Any, hidden_MD: Tensor, target_M: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """log p(target) and, if asked, the entropy of p, each (M,), float32 at least.
 
@@ -112,7 +112,7 @@ class _ChunkedHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.chunk = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
         ctx.steps, ctx.entropy = steps, entropy
-        parts = [
+        parts: list[Any] = [
             _from_logits(_logits(hidden_CD, weight_VD, bias_V, steps), target_C, entropy)
             for hidden_CD, target_C in zip(
                 hidden_MD.split(ctx.chunk), target_M.split(ctx.chunk), strict=True

@@ -82,7 +82,7 @@ def load_policy(
     _no_dropout(config)
     check_vocabulary(path, folder, config)
     with loading(path), quiet():
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
@@ -91,6 +91,7 @@ def load_policy(
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
         )
+    model, report = loaded
     _check_complete(path, report["missing_keys"])
     model = _finish_policy(model.to(device))
     support.check_architecture(model)
@@ -228,7 +229,7 @@ def save_model(
     `state` replaces the model's own weights, for gathered shards or an average. A model with an
     adapter must be merged before (`adapt.merge`).
     """
-    assert not hasattr(model, "peft_config"), "merge the adapter before saving"
+    assert unwrap(model) is model, "merge the adapter before saving"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

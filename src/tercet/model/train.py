@@ -49,7 +49,7 @@ def trees(
 ) -> list[tuple[list[int], TokenTree]]:
     """Packed micro-batches of at most `token_budget` tokens, each with the indices it holds."""
     return [
-        (group, pack([documents[i] for i in group], device=device))
+        (group, pack([documents[i] for i in group], token_budget, device=device))
         for group in micro_batches(documents, token_budget)
     ]
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tercet.model.attention import Layout
 from tercet.model.head import head_logprobs
@@ -145,10 +145,11 @@ def pack(
     """Pack all documents into one tree; no document is split.
 
     Rows are filled first-fit-decreasing, deterministically. `rows="cpu"` (the default on CPU)
-    makes rows of at most `row_length` tokens, about 4 times the longest document when not given:
-    attention costs the square of a row there. `rows="gpu"` makes one long row, filled up to
-    `row_length` or a half or a quarter of it, so that kernels meet at most three lengths; more
-    rows only when the documents exceed it. A document longer than `row_length` stretches the rows.
+    makes rows of at most `row_length` tokens and of about 4 times the longest document: attention
+    costs the square of a row there. `rows="gpu"` makes one long row, filled up to `row_length` or
+    a half or a quarter of it, so that kernels meet at most three lengths; more rows only when the
+    documents exceed it. A document longer than `row_length` stretches the rows. So one call serves
+    both: `pack(documents, row_length=token_budget, device=device)`.
 
     Raises InputError for an empty prompt, an empty reply, or no documents.
     """
@@ -172,7 +173,7 @@ def pack(
 
 def _cpu_rows(lengths: list[int], row_length: int | None) -> tuple[list[list[int]], int]:
     longest, total = max(lengths), sum(lengths)
-    limit = max(longest, row_length or CPU_ROW_FACTOR * longest)
+    limit = max(longest, min(row_length or total, CPU_ROW_FACTOR * longest))
     bins = first_fit_decreasing(lengths, limit)
     # The same number of rows often fits in a shorter length, which leaves less filler.
     tightest = max(longest, -(-total // len(bins)))
@@ -277,7 +278,7 @@ def micro_batches(documents: Sequence[Document], token_budget: int) -> list[list
 
 
 def logprobs(
-    model: nn.Module,
+    model: Any,
     tree: TokenTree,
     temperature: float = 1.0,
     entropy: bool = False,
@@ -296,7 +297,7 @@ def logprobs(
 
 
 def tree_logprobs(
-    self: nn.Module, tree: TokenTree, temperature: float, entropy: bool, where: Where
+    self: Any, tree: TokenTree, temperature: float, entropy: bool, where: Where
 ) -> Any:
     """Body of `logprobs`; `tercet.model.load` binds it to each causal model."""
     assert temperature > 0, "temperature must be positive"
@@ -313,7 +314,7 @@ def tree_logprobs(
     return logp_RL, empty.index_copy(0, index_M, entropy_M).view_as(tree.tokens)
 
 
-def scalars(model: nn.Module, tree: TokenTree) -> Tensor:
+def scalars(model: Any, tree: TokenTree) -> Tensor:
     """The scalar model's output at every token, (R, L), float32 at least.
 
     A reward is `tree.at_last(scalars(...))`; the values V_t of reply tokens are
