@@ -60,17 +60,18 @@ class SlotCache:
     """
 
     def __init__(self, layers: int, slots: int, length: int, device: torch.device) -> None:
-        self.layers, self.slots, self.length, self.device = layers, slots, length, device
+        # On a GPU a few lengths recur, so its allocator reuses blocks and kernels stay aligned.
+        self.unit = 64 if device.type == "cuda" else 1
+        self.length = _round_up(length, self.unit)
+        self.layers, self.slots, self.device = layers, slots, device
         self._storage: Tensor | None = None
 
     def begin_step(self, position_R: Tensor, lowest: int, highest: int) -> None:
         """Says where each live slot writes next: `position_R` int64, `lowest` to `highest`."""
         self._rows = len(position_R)
-        self._index = torch.arange(self._rows, device=self.device)
         self._position = position_R
-        # On a GPU a few lengths recur, so its allocator reuses blocks and kernels stay aligned.
-        unit = 64 if self.device.type == "cuda" else 1
-        self._read = min(self.length, -(-(highest + 1) // unit) * unit)
+        self._written: Tensor | None = None
+        self._read = _round_up(highest + 1, self.unit)
         self._equal = highest if lowest == highest else None
         self._bias: dict[int | None, Tensor] = {}
 
@@ -87,17 +88,15 @@ class SlotCache:
         """Attention of one new token a slot, (R, heads, 1, D); returns (R, 1, heads, D)."""
         rows, heads, _, width = query.shape
         storage = self._allocated(key)[module.layer_idx]  # type: ignore[index]
-        if self._equal is None:
-            storage[0, self._index, :, self._position] = key[:, :, 0]
-            storage[1, self._index, :, self._position] = value[:, :, 0]
-        else:
-            storage[0, :rows, :, self._equal] = key[:, :, 0]
-            storage[1, :rows, :, self._equal] = value[:, :, 0]
+        written = self._entries(key)
+        storage[0].view(-1, width).index_copy_(0, written, key.reshape(-1, width))
+        storage[1].view(-1, width).index_copy_(0, written, value.reshape(-1, width))
         keys, values = storage[:, :rows, :, : self._read]
         # The query heads of one key/value head are G queries at the same position.
         query = query.view(rows, keys.shape[1], -1, width)
         bias = self._seen(sliding_window, query.dtype)
-        return _attention(query, keys, values, bias, scaling, softcap).view(rows, 1, heads, width)
+        out = _attention(query, keys, values, bias, scaling, softcap)
+        return out.reshape(rows, 1, heads, width)
 
     def fill(self, slots: list[int], reader: PromptReader, rows: list[int]) -> None:
         """Copies prompts `rows` of `reader` into `slots`."""
@@ -124,6 +123,15 @@ class SlotCache:
             self._storage = torch.zeros(shape, dtype=key.dtype, device=key.device)
         return self._storage
 
+    def _entries(self, key: Tensor) -> Tensor:
+        """Where the step's entries go, (R * H,), in one layer's storage seen as rows of width D."""
+        if self._written is None:
+            heads = key.shape[1]
+            first_R = torch.arange(self._rows, device=self.device) * heads
+            entry_RH = first_R[:, None] + torch.arange(heads, device=self.device)
+            self._written = (entry_RH * self.length + self._position[:, None]).flatten()
+        return self._written
+
     def _seen(self, window: int | None, dtype: torch.dtype) -> Tensor | None:
         if window is not None and window >= self._read:
             window = None
@@ -135,6 +143,10 @@ class SlotCache:
             seen = (behind >= 0) & (behind < (window or self._read))
             self._bias[window] = _bias(seen, dtype)[:, None, None]
         return self._bias[window]
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
 
 
 def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
