@@ -211,7 +211,8 @@ _ASKED = ("how", "what can", "do i", "can you")
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a sentence of a reply says. `kind` is fact, unknown, service or a list of phrases."""
+    """What a sentence of a reply says. `kind` is fact, unknown, service or a list of phrases;
+    `attribute` is the name of a service where that is what it is about."""
 
     kind: str
     place: str = ""
@@ -291,7 +292,10 @@ def meanings(places: Sequence[str]) -> dict[str, Meaning]:
         for phrase in phrases
     }
     for service in SERVICES:
-        table |= {normal_form(text): Meaning("service", service.name) for text in service.replies}
+        table |= {
+            normal_form(text): Meaning("service", attribute=service.name)
+            for text in service.replies
+        }
     for place in places:
         for attribute in ATTRIBUTES:
             table[normal_form(unknown(place, attribute.name))] = Meaning(
