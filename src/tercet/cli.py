@@ -58,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         place = f" ({error.filename})" if error.filename else ""
         return _say(f"the disk is full{place}; free some space and run the same command again", 1)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         # Imported only now: pydantic costs as much time as all of --help.
-        from tercet.records import InputError
+        from tercet.records import InputError, RunFailed
 
-        if not isinstance(error, InputError):
+        if not isinstance(error, InputError | RunFailed):
             raise
-        return _say(" ".join(str(error).split()), 2)
+        return _say(" ".join(str(error).split()), 2 if isinstance(error, InputError) else 1)
 
 
 def _say(message: str, code: int) -> int:

@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -29,6 +30,19 @@ Judge = Literal["person", "simulated", "reward", "llm", "gold"]
 
 class InputError(ValueError):
     """Something the user gave is wrong: one line that names file, row or option, and the remedy."""
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on, though its input was fine: one line that says why and what to do."""
+
+
+@contextmanager
+def about(where: str) -> Iterator[None]:
+    """Names the file and row in front of an InputError that does not know them."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 class Record(BaseModel):
