@@ -1,4 +1,4 @@
-"""Who decides which of two replies is better: the world's gold utility, a reward model, or people."""
+"""Who decides which of two replies is better: the world's gold utility, a reward model, people."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ from tercet.records import Finish
 
 
 class Judge(Protocol):
-    """Gives every reply a number; of two replies to a prompt the higher one wins, equal is a tie."""
+    """Gives every reply a number; of two replies to a prompt the higher wins, equal is a tie."""
 
     name: str
     """How tables, figures and report.json name it; a simulated judge says "simulated"."""

@@ -123,7 +123,7 @@ def reward_report(
 def decided_pairs(
     scores_by_ranking: Sequence[Sequence[float]], rankings: Sequence[Ranking]
 ) -> list[Pair]:
-    """All pairs that the rankings decide, without those of equal text (they carry no information)."""
+    """All pairs that the rankings decide, but for those of equal text: they say nothing."""
     pairs = []
     for ranking, scores in zip(rankings, scores_by_ranking, strict=True):
         replies = ranking.replies
@@ -151,7 +151,7 @@ def prompt_accuracy(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Report:
-    """{accuracy, low, high}: mean over prompts of their mean over pairs, 95% bootstrap over prompts."""
+    """{accuracy, low, high}: mean over prompts of the mean over their pairs, 95% over prompts."""
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
         by_prompt[pair.prompt_id].append(_right(margin(pair)))
@@ -165,7 +165,7 @@ def prompt_accuracy(
 
 
 def calibration(margins: Sequence[float]) -> Report:
-    """ECE, Brier score, the temperature that would calibrate, and the bins of the reliability plot."""
+    """ECE, Brier score, the temperature that would calibrate, bins of the reliability plot."""
     return {
         "ece": expected_calibration_error(margins),
         "brier": brier(margins),
@@ -178,9 +178,9 @@ def calibration(margins: Sequence[float]) -> Report:
 
 
 def labeler_agreement(rankings: Sequence[Ranking], seed: int = 0) -> Report | None:
-    """{accuracy: rate, low, high, pairs} over pairs of replies that two labelers of one prompt judged.
+    """{accuracy: rate, low, high, pairs} over pairs of replies that two labelers judged.
 
-    Pairs that either of them tied are left out (InstructGPT 3.4). None when no pair was judged twice.
+    Pairs that either tied are left out (InstructGPT 3.4). None when no pair was judged twice.
     """
     by_prompt: dict[str, list[dict[str, int]]] = defaultdict(list)
     for ranking in rankings:

@@ -167,7 +167,7 @@ def sample(
     ranks: Ranks,
     on_finish: Callable[[Rollout], None] | None = None,
 ) -> list[list[Reply]]:
-    """Replies to every request, on every rank; each rank draws its share. Temperature 0 is greedy."""
+    """Replies to all requests, on every rank; each draws its share. Temperature 0 is greedy."""
     mine = ranks.share(requests)
     encoded = [encode_prompt(policy.tokenizer, request.text) for request in mine]
     longest = max(map(len, encoded), default=0)

@@ -1,4 +1,4 @@
-"""From scores to win rates: outcomes of an arm against the baseline, with every convention shown."""
+"""From scores to win rates: an arm against the baseline, with every convention shown."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from tercet.statistics import bootstrap, win_rate
 
 
 def outcomes(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """1 where the arm scores higher, 0.5 where equal (to 1e-9: utilities are sums of decimals), else 0."""
+    """1 where the arm scores higher, 0.5 where equal (to 1e-9, for sums of decimals), else 0."""
     return [
         0.5 if abs(mine - theirs) <= 1e-9 else float(mine > theirs)
         for mine, theirs in zip(scores, baseline, strict=True)

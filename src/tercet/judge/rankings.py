@@ -37,7 +37,7 @@ def verdicts(rankings: Sequence[Ranking], arm: str, baseline: str) -> list[Verdi
 def check_texts(
     rankings: Sequence[Ranking], texts: Mapping[tuple[str, str], str], where: object
 ) -> None:
-    """Raises InputError when a ranked reply is not the reply `texts[arm, prompt_id]` of this run."""
+    """Raises InputError when a ranked reply is not this run's `texts[arm, prompt_id]`."""
     for ranking in rankings:
         for reply in ranking.replies:
             for arm in (reply.policy or "").split(SHARED):
@@ -50,7 +50,7 @@ def check_texts(
 
 
 def judge_name(rankings: Sequence[Ranking]) -> str:
-    """Who ranked, for tables and figures: "people", "simulated labelers", or both kinds named."""
+    """Who ranked, for tables and figures: "people (12)", "simulated labelers", or all kinds."""
     names = {
         "person": "people",
         "simulated": "simulated labelers",
@@ -61,7 +61,7 @@ def judge_name(rankings: Sequence[Ranking]) -> str:
     kinds = sorted({ranking.judge for ranking in rankings})
     people = {ranking.labeler for ranking in rankings if ranking.labeler}
     who = " and ".join(names[kind] for kind in kinds)
-    return f"{len(people)} {who}" if len(kinds) == 1 and people and kinds[0] == "person" else who
+    return f"{who} ({len(people)})" if kinds == ["person"] and people else who
 
 
 def score_rankings(judge: Judge, rankings: Sequence[Ranking]) -> list[list[float]]:
@@ -72,7 +72,7 @@ def score_rankings(judge: Judge, rankings: Sequence[Ranking]) -> list[list[float
     for ranking in rankings:
         prompts += [prompt_text(ranking)] * len(ranking.replies)
         texts += [reply.text for reply in ranking.replies]
-        finishes += [reply.finish for reply in ranking.replies]
+        finishes.extend(reply.finish for reply in ranking.replies)
     scores = iter(judge.score(prompts, texts, finishes))
     return [[next(scores) for _ in ranking.replies] for ranking in rankings]
 

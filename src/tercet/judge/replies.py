@@ -1,4 +1,4 @@
-"""Replies of an evaluation on disk: to be judged again, compared with later, or ranked by people."""
+"""Replies of an evaluation on disk: to be judged again, compared with, or ranked by people."""
 
 import json
 import random
@@ -75,8 +75,8 @@ def read_replies(
             if reply is None or text != prompt_text(prompt):
                 state = "has no reply" if reply is None else "answers another text than"
                 raise InputError(
-                    f"{path}: arm '{arm}' {state} prompt '{prompt.id}'; generate again, or evaluate "
-                    "on the prompts of that file"
+                    f"{path}: arm '{arm}' {state} prompt '{prompt.id}'; generate again, or "
+                    "evaluate on the prompts of that file"
                 )
             result[arm].append(reply)
     return result

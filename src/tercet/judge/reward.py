@@ -52,7 +52,7 @@ class RewardJudge:
 
 
 def load(path: Path, ranks: Ranks, token_budget: int = 16384) -> RewardJudge:
-    """The reward model of a folder that the `rm` stage wrote; the probe stored with it is checked."""
+    """The reward model of a folder that `rm` wrote; the probe stored with it is checked."""
     model = load_scalar(path, device=ranks.device)
     model.eval().requires_grad_(False)
     tokenizer = load_tokenizer(path)

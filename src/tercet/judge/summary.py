@@ -133,7 +133,7 @@ def slices_of(prompts: Sequence[Prompt], splits: Sequence[str]) -> dict[str, lis
 
 
 def side_by_side(comparison: Comparison, count: int) -> list[dict[str, Any]]:
-    """`count` headline prompts with the replies of all arms, drawn by the seed: nobody picked them."""
+    """`count` headline prompts with all arms' replies, drawn by the seed: nobody picked them."""
     prompts, first = comparison.prompts, comparison.first
     drawn = random.Random(f"side by side {comparison.seed}").sample(first, min(count, len(first)))
     return [

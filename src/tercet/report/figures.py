@@ -5,53 +5,27 @@ The same numbers give the same SVG bytes, so that a figure can be compared and c
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-COLOURS = {
-    "gpt": "#8a8f98",
-    "gpt-prompted": "#7a68b3",
-    "sft": "#2f6fb0",
-    "ppo": "#d1671f",
-    "ppo-ptx": "#1b8f6a",
-}
-SPARE_COLOURS = ("#b03a5b", "#8c6d1f", "#3f8fa3", "#6b4f3a")
-NAMES = {
-    "gpt": "GPT",
-    "gpt-prompted": "GPT (prompted)",
-    "sft": "SFT",
-    "ppo": "PPO",
-    "ppo-ptx": "PPO-ptx",
-}
-INK, QUIET, RULE = "#22262b", "#6b7280", "#e3e6ea"
-STYLE: dict[str, Any] = {
-    "svg.hashsalt": "tercet",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "figure.facecolor": "white",
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.solid_capstyle": "round",
-}
+from tercet.report.style import (
+    COLOURS,
+    INK,
+    QUIET,
+    RULE,
+    canvas,
+    colours_of,
+    display_name,
+    end_labels,
+    headline,
+    run_key,
+    save,
+    short_count,
+)
 
 
 @dataclass(frozen=True)
@@ -77,13 +51,6 @@ PPO_PANELS = {
 """Metrics of a PPO run that are drawn, with the title of their panel."""
 
 
-def display_name(family: str) -> str:
-    """The name printed for a policy: `ppo-ptx` -> `PPO-ptx`, `bon:16` -> `best of 16`."""
-    if family.startswith("bon:"):
-        return f"best of {family[4:]}"
-    return NAMES.get(family, family)
-
-
 def win_rates(
     points: Sequence[WinPoint],
     stem: Path,
@@ -100,21 +67,23 @@ def win_rates(
     assert points
     families = list(dict.fromkeys(point.family for point in points))
     by_size = len(points) > len(families)
-    with _figure(7.6, 4.6) as figure:
-        axes = figure.add_axes((0.09, 0.15, 0.7 if by_size else 0.88, 0.63))
-        _headline(figure, f"Win rate against the {baseline} baseline", f"judge: {judge}\n{note}")
+    # About six names fit side by side; more arms make a wider figure.
+    width = 7.6 if by_size else max(7.6, 1.2 * len(points) + 1)
+    with canvas(width, 4.6) as figure:
+        axes = figure.add_axes((0.09, 0.15, 0.7 if by_size else 0.79, 0.63))
+        headline(figure, f"Win rate against the {baseline} baseline", f"judge: {judge}\n{note}")
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_locator(MultipleLocator(0.2))
         axes.grid(axis="y", color=RULE, linewidth=0.8)
         axes.axhline(0.5, color=INK, linewidth=1, dashes=(4, 3), zorder=1)
         axes.tick_params(length=0)
         axes.spines["left"].set_visible(False)
-        colours = _colours(families)
+        colours = colours_of(families)
         if by_size:
             _win_lines(axes, points, families, colours)
         else:
             _win_columns(axes, points, colours, baseline)
-        return _save(figure, stem)
+        return save(figure, stem)
 
 
 def training_curves(
@@ -135,10 +104,10 @@ def training_curves(
     assert series, "no panel has data"
     columns = min(3, len(series))
     rows = math.ceil(len(series) / columns)
-    colours = _colours(runs)
+    colours = colours_of(runs)
     width, height = 3.5 * columns + 0.3, 2.2 * rows + 0.85
-    with _figure(width, height) as figure:
-        _headline(figure, title, "")
+    with canvas(width, height) as figure:
+        headline(figure, title, "")
         grid = figure.add_gridspec(
             rows,
             columns,
@@ -162,8 +131,8 @@ def training_curves(
             axes.margins(x=0.02, y=0.12)
             if index >= len(series) - columns:
                 axes.set_xlabel("iteration", fontsize=8.5, color=QUIET)
-        _key(figure, {display_name(name): colours[name] for name in runs})
-        return _save(figure, stem)
+        run_key(figure, {display_name(name): colours[name] for name in runs})
+        return save(figure, stem)
 
 
 def over_optimisation(
@@ -187,9 +156,9 @@ def over_optimisation(
         gold_name: ([value - gold[0] for value in gold], COLOURS["sft"]),
     }
     best = max(range(len(gold)), key=lambda i: gold[i])
-    with _figure(7.6, 4.6) as figure:
+    with canvas(7.6, 4.6) as figure:
         axes = figure.add_axes((0.09, 0.14, 0.62, 0.66))
-        _headline(
+        headline(
             figure,
             title,
             f"gold is highest at KL {max(kl[best], 0):.1f} nats a reply; "
@@ -225,8 +194,8 @@ def over_optimisation(
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("distance from the reference, √KL (nats a reply)")
         axes.set_ylabel("change of score since the start")
-        _end_labels(axes, ends, max(distance))
-        return _save(figure, stem)
+        end_labels(axes, ends, max(distance))
+        return save(figure, stem)
 
 
 def calibration(
@@ -238,11 +207,9 @@ def calibration(
     judges: who ranked the pairs ("people", "simulated labelers").
     """
     assert bins
-    with _figure(4.8, 4.8) as figure:
+    with canvas(4.8, 4.8) as figure:
         axes = figure.add_axes((0.14, 0.13, 0.8, 0.69))
-        _headline(
-            figure, "Calibration of the reward model", f"ECE {ece:.3f} · {n:,} held-out pairs"
-        )
+        headline(figure, "Calibration of the reward model", f"ECE {ece:.3f} · {n:,} held-out pairs")
         axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1, dashes=(4, 3), zorder=1)
         most = max(count for _, _, count in bins)
         axes.plot([q for q, _, _ in bins], [right for _, right, _ in bins], color=COLOURS["sft"])
@@ -261,53 +228,7 @@ def calibration(
         axes.tick_params(length=0)
         axes.set_xlabel("confidence of the reward model")
         axes.set_ylabel(f"fraction ordered as {judges} did")
-        return _save(figure, stem)
-
-
-@contextmanager
-def _figure(width: float, height: float) -> Iterator[Figure]:
-    """A figure under tercet's style; without pyplot, so nothing global is kept or leaked."""
-    with matplotlib.rc_context(STYLE):
-        yield Figure(figsize=(width, height))
-
-
-def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    figure.savefig(png, dpi=200, metadata={"Software": "tercet"})
-    figure.savefig(svg, metadata={"Date": None, "Creator": "tercet"})
-    return png, svg
-
-
-def _headline(figure: Figure, title: str, subtitle: str) -> None:
-    height = figure.get_figheight()
-    left = 0.18 / figure.get_figwidth()
-    figure.text(left, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
-    figure.text(
-        left, 1 - 0.46 / height, subtitle, fontsize=9, color=QUIET, va="top", linespacing=1.5
-    )
-
-
-def _key(figure: Figure, colours: Mapping[str, str]) -> None:
-    """Run names in their colours under the title: the legend of all panels at once."""
-    width, height = figure.get_figwidth(), figure.get_figheight()
-    x = 0.18
-    for name, colour in colours.items():
-        figure.text(
-            x / width,
-            1 - 0.46 / height,
-            name,
-            fontsize=10,
-            fontweight="bold",
-            color=colour,
-            va="top",
-        )
-        x += 0.1 * len(name) + 0.25
-
-
-def _colours(families: Iterable[str]) -> dict[str, str]:
-    spare = iter(SPARE_COLOURS * 8)
-    return {family: COLOURS.get(family) or next(spare) for family in families}
+        return save(figure, stem)
 
 
 def _win_columns(
@@ -350,13 +271,15 @@ def _win_columns(
             fontsize=8.5,
             color=QUIET,
         )
-    axes.text(
-        -0.48,
-        0.512,
-        f"as good as {baseline}",
+    axes.annotate(
+        f"as good as\n{baseline}",
+        (1, 0.5),
+        xycoords=("axes fraction", "data"),
+        xytext=(6, 0),
+        textcoords="offset points",
         fontsize=8.5,
         color=QUIET,
-        va="bottom",
+        va="center",
     )
 
 
@@ -388,37 +311,18 @@ def _win_lines(
         )
         ends.append((display_name(family), line[-1].win_rate, colour))
     axes.set_xlim(sizes[0] * 0.85, sizes[-1] * 1.12)
-    axes.set_xticks(sizes, [_count(size) for size in sizes])
+    axes.set_xticks(sizes, [short_count(size) for size in sizes])
     axes.minorticks_off()
     counts = sorted({point.n for point in points})
     n = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     axes.set_xlabel(f"parameters · n = {n} prompts a point")
-    _end_labels(axes, ends, sizes[-1] * 1.12)
-
-
-def _end_labels(axes: Axes, ends: Sequence[tuple[str, float, str]], x: float) -> None:
-    """Names at the right end of their lines, moved apart where two would overlap."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.06
-    placed = -math.inf
-    for name, y, colour in sorted(ends, key=lambda end: end[1]):
-        placed = max(y, placed + gap)
-        axes.annotate(
-            name,
-            (x, placed),
-            xytext=(8, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            fontweight="bold",
-            annotation_clip=False,
-        )
+    end_labels(axes, ends, sizes[-1] * 1.12)
 
 
 def _series(
     runs: Mapping[str, Sequence[Mapping[str, float | None]]], key: str
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """name -> (steps, values) of the runs that logged `key`; null stands for NaN and is left out."""
+    """name -> (steps, values) of the runs that logged `key`; null (a NaN) is left out."""
     found = {}
     for name, rows in runs.items():
         kept = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
@@ -438,11 +342,3 @@ def _curve(axes: Axes, xs: Sequence[float], ys: Sequence[float], colour: str) ->
     ]
     axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.25)
     axes.plot(xs, smooth, color=colour, linewidth=1.8)
-
-
-def _count(number: int) -> str:
-    """247,000 -> `247k`; 1,300,000,000 -> `1.3B`."""
-    for unit, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:.3g}{suffix}"
-    return str(number)

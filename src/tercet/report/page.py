@@ -9,6 +9,7 @@ from rich.console import Console
 
 from tercet.records import write_atomically
 from tercet.report import figures, tables
+from tercet.report.style import display_name
 
 Report = Mapping[str, Any]
 Metrics = Sequence[Mapping[str, float | None]]
@@ -42,7 +43,7 @@ def draw(
         )
         for name, arm in arms.items()
     ]
-    baseline = figures.display_name(report["baseline"]["name"])
+    baseline = display_name(report["baseline"]["name"])
     pair = figures.win_rates(points, folder / "figure1", judge=report["judge"], baseline=baseline)
     drawn = [Figure(f"Win rate against {baseline}, judge: {report['judge']}", *pair)]
     if any(row.get("score") is not None for rows in curves.values() for row in rows):

@@ -11,7 +11,7 @@ SCHEMA = "tercet.report/1"
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Write report.json: numbers to 6 decimals, so that last bits of a sum do not change the file."""
+    """Write report.json with 6 decimals, so that a sum's last bits do not change the file."""
     text = json.dumps(_rounded({"schema": SCHEMA, **report}), indent=2, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (text + "\n").encode())

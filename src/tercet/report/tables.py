@@ -7,7 +7,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tercet.report.figures import display_name
+from tercet.report.style import display_name
 
 Report = Mapping[str, Any]
 
@@ -56,7 +56,6 @@ def text_rows(report: Report) -> tuple[list[str], list[list[str]]]:
         "wrong": "wrong",
         "rude": "rude",
         "garbled": "outside_grammar",
-        "cut": "unfinished",
     }
     return _columns(
         ("arm", [_arm_name(name) for name in arms]),
@@ -116,7 +115,7 @@ def report_markdown(report: Report, figures: Sequence[tuple[str, str]]) -> str:
     if model := reward_rows(report):
         parts += ["## Reward model on held-out rankings", markdown_table(["", ""], model)]
     parts.append(
-        "Samples of all arms on the same prompts: [samples/side_by_side.md](samples/side_by_side.md)."
+        "All arms on the same prompts: [samples/side_by_side.md](samples/side_by_side.md)."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -124,8 +123,8 @@ def report_markdown(report: Report, figures: Sequence[tuple[str, str]]) -> str:
 def side_by_side(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     """Replies of all arms to the same prompts as markdown.
 
-    rows: {prompt, replies: [{arm, text, finish, scores: {name: number}}]}; texts are fenced, so that
-    a reply cannot break the page.
+    rows: {prompt, replies: [{arm, text, finish, scores: {name: number}}]}; texts are fenced, so
+    that a reply cannot break the page.
     """
     parts = [f"# {title}\n"]
     for number, row in enumerate(rows, start=1):
@@ -168,6 +167,8 @@ def _table(
         title_style="bold",
         box=box.SIMPLE_HEAD,
         show_header=any(header),
+        padding=(0, 1),
+        collapse_padding=True,
         pad_edge=False,
     )
     for place, name in enumerate(header):

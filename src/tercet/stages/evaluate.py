@@ -1,4 +1,4 @@
-"""eval: replies of all arms to held-out prompts, who wins against the SFT baseline, and at what tax.
+"""eval: all arms' replies to held-out prompts, who wins against the SFT baseline, and the tax.
 
 The baseline's replies are drawn once and kept; the arm of the same model draws its own, so that
 its win rate is measured like any other's and not 0.5 by construction (InstructGPT 3.6, Figure 1).
@@ -47,9 +47,9 @@ class Config:
     splits: tuple[str, ...] = ("test",)
     """Held-out splits. The first one gives the headline, each other one a slice of its own."""
     arms: tuple[str, ...]
-    """Policies as "name=model folder": gpt, gpt-prompted, sft, ppo, ppo-ptx, or other names. Without
-    a folder, gpt-prompted takes gpt's and "bon:16" (best of 16 by the reward model) sft's. "ppo@1.3b=..."
-    names one of several sizes, which Figure 1 then shows over the number of parameters."""
+    """Policies as "name=model folder": gpt, gpt-prompted, sft, ppo, ppo-ptx, or other names.
+    Without a folder, gpt-prompted takes gpt's and "bon:16" (best of 16 by the reward model) sft's.
+    "ppo@1.3b=..." names one of several sizes; Figure 1 then has the parameters as its x axis."""
     baseline: str = "sft"
     """The arm whose model the others are compared with."""
     baseline_replies: Path | None = None
@@ -57,20 +57,21 @@ class Config:
     replies: Path | None = None
     """replies.jsonl of an earlier evaluation: judge those instead of generating."""
     judge: Literal["gold", "reward", "rankings"] = "gold"
-    """Who decides the headline: the world's gold utility (simulated), the reward model, or rankings."""
+    """Who decides the headline: the world's utility (simulated), the reward model, or rankings."""
     world: Path | None = None
-    """world.json, for the gold utility and for counts of wrong facts, rudeness and broken grammar."""
+    """world.json, for the gold utility and counts of wrong facts, rudeness, broken grammar."""
     reward: Path | None = None
     """Reward model folder, for scores, the choice of the few-shot prefix, and best-of-n."""
     verdicts: Path | None = None
-    """tercet.ranking/1 records made on candidates.jsonl of an earlier evaluation (judge = "rankings")."""
+    """Rankings made on candidates.jsonl of an earlier evaluation, for judge = "rankings"."""
     held_out_rankings: Path | None = None
-    """tercet.ranking/1 records that the reward model was not trained on: its accuracy and calibration."""
+    """Rankings that the reward model was not trained on, for its accuracy and calibration."""
     held_out_split: str | None = "valid"
     """Use only those rankings of this split."""
     few_shot: Path | None = None
     """Prefixes for gpt-prompted: a .json list of texts, tercet.prompt/1 records (a prefix each), or
-    tercet.demonstration/1 records to build prefixes from. The highest mean reward on validation prompts wins."""
+    tercet.demonstration/1 records to build prefixes from. The highest mean reward on validation
+    prompts wins."""
     few_shot_candidates: int = 8
     """Prefixes to build from demonstrations."""
     few_shot_shots: int = 3
@@ -87,7 +88,7 @@ class Config:
     """Exceptions as "arm=temperature", "baseline=..." included."""
     max_new_tokens: int = 64
     stop_text: str = ""
-    """A reply also ends where this text begins ("\\n" for one-line replies), for every arm alike."""
+    """A reply also ends where this text begins ("\\n": one-line replies), for all arms alike."""
     pretrain_held_out: Path | None = None
     """Held-out pretraining text: its loss minus the base model's is the alignment tax."""
     base: str = "gpt"
@@ -130,7 +131,7 @@ class Passed:
     replies: dict[str, list[Reply]] = field(default_factory=dict)
     parameters: dict[str, int] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
-    """Held-out pretraining loss by arm, nats a token; arms with another tokenizer than base's are absent."""
+    """Held-out pretraining loss by arm, nats a token; not for another tokenizer than base's."""
     few_shot: dict[str, Any] | None = None
 
 
@@ -194,7 +195,7 @@ def pass_over_models(
     scorer: Judge | None,
     ranks: Ranks,
 ) -> Passed:
-    """Every arm's reply to every prompt, and the loss on pretraining text; each model is loaded once."""
+    """Every arm's replies, and its loss on pretraining text; each model is loaded once."""
     passed = Passed()
     if config.replies:
         passed.replies = read_replies(config.replies, [BASELINE, *(a.name for a in arms)], prompts)
@@ -213,7 +214,7 @@ def pass_over_models(
     by_model = dict.fromkeys(arm.model for arm in [*measured, *missing])
     base_tokenizer: str | None = None
     total = len(prompts) * sum(arm.samples for arm in missing)
-    with progress(total, "eval", "reply", show=ranks.main) as bar:
+    with progress(total, "eval", "sample", show=ranks.main) as bar:
         # The base model first: a loss with another tokenizer than its own cannot be compared.
         for model in sorted(by_model, key=lambda path: path != base):
             policy = Policy.load(model, ranks)
@@ -397,7 +398,7 @@ def ppo_metrics(config: Config) -> tuple[dict[str, list[Any]], list[Any]]:
 
 
 def write_replies(config: Config, folder: Path, comparison: Comparison) -> None:
-    """replies.jsonl, baseline.jsonl (to compare with later), candidates.jsonl (for people to rank)."""
+    """replies.jsonl, baseline.jsonl to compare with later, candidates.jsonl for people to rank."""
     rows = reply_rows(comparison.prompts, comparison.replies, comparison.scores)
     write_rows(folder / "replies.jsonl", rows)
     write_rows(folder / "baseline.jsonl", [row for row in rows if row["arm"] == BASELINE])
