@@ -134,8 +134,8 @@ def test_second_tokens_follow_the_models_distribution(llama: Any) -> None:
         llama, [[5, 6, 7]], samples=4000, max_new_tokens=2, stop_ids=[], temperature=3.0, slots=512
     )
     with torch.no_grad():
-        pairs = [[a, b] for a in range(VOCABULARY) for b in range(VOCABULARY)]
-        tree = pack([Document([5, 6, 7], pairs)], row_length=8000)
+        nexts = [[token] for token in range(VOCABULARY)]
+        tree = pack([Document([5, 6, 7, first], nexts) for first in range(VOCABULARY)])
         second = logprobs(llama, tree, temperature=3.0).flatten()[tree.last].exp()
     first = torch.tensor([r.tokens[0] for r in found])
     expected = second.view(VOCABULARY, VOCABULARY)[first].sum(0)
