@@ -1,8 +1,8 @@
 """A recipe's stages in order, each skipped when its configuration and inputs have not changed.
 
 A recipe is one TOML file: `[run]` names the run, and one table a stage says what differs from the
-defaults. Stages meet only on disk: each gets, unless the recipe says otherwise, the paths that the ones
-before it wrote under `runs/NAME/`.
+defaults. Stages meet only on disk: each gets, unless the recipe says otherwise, the paths that the
+ones before it wrote under `runs/NAME/`.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tercet.config import build, load_recipe, override, suggest, to_toml
-from tercet.records import InputError
+from tercet.records import InputError, RunFailed, write_atomically
 from tercet.rundir import RunDir, content_hash
 
 
@@ -52,7 +55,7 @@ Inputs = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a run: its folder and recipe table, its module, and where its inputs are by default."""
+    """One stage of a run: its folder and recipe table, its module, and where its inputs are."""
 
     name: str
     module: str
@@ -187,41 +190,60 @@ def step_table(step: Step) -> str:
 
 
 def run_recipe(recipe: Path, argv: Sequence[str]) -> None:
-    """`tercet run RECIPE [--seed N] [--name NAME] [--until STAGE] ...`: every stage with a table."""
+    """`tercet run RECIPE [--seed N] [--name NAME] [--until STAGE]`: every stage with a table."""
     tables = load_recipe(recipe)
     run, steps, argv = _plan(recipe, tables, list(argv))
     configs = {step.name: _configure(step, tables, run, recipe) for step in steps}
     if argv:
-        raise InputError(f"option {argv[0]} is not known to `tercet run`; set it in a copy of {recipe}")
-    _launch(run, lambda: _stages(steps, configs, run, recipe))
+        raise InputError(
+            f"option {argv[0]} is not known to `tercet run`; set it in a copy of {recipe}"
+        )
+    _launch(run, partial(_stages, [STEPS.index(step) for step in steps], configs, run, recipe))
 
 
 def run_stage(verb: str, recipe: Path, argv: Sequence[str]) -> None:
-    """`tercet VERB RECIPE [--option value]`: one stage with the recipe's table and these overrides."""
+    """`tercet VERB RECIPE [--option value]`: one stage, the recipe's table under these options."""
     tables = load_recipe(recipe)
     run = _run(tables, recipe)
     found = [s for s in STEPS if s.name == verb and (verb != "data" or step_table(s) in tables)]
     if not found:
-        raise InputError(f"{recipe}: no stage {verb!r} here" + suggest(verb, [s.name for s in STEPS]))
+        raise InputError(
+            f"{recipe}: no stage {verb!r} here" + suggest(verb, [s.name for s in STEPS])
+        )
     step = found[0]
+    if preset := _preset(argv):  # its values must be in place before the other options apply
+        given = dict(tables.get(step_table(step), {})) | {"preset": preset}
+        tables = {**tables, step_table(step): given}
     config = override(_configure(step, tables, run, recipe), list(argv), f"tercet {verb} {recipe}")
-    _launch(run, lambda: _stages([step], {step.name: config}, run, recipe))
+    _launch(run, partial(_stages, [STEPS.index(step)], {step.name: config}, run, recipe))
+
+
+def _preset(argv: Sequence[str]) -> str:
+    """The value of `--preset` on a command line, "" without."""
+    for i, argument in enumerate(argv):
+        option, equals, value = argument.partition("=")
+        if option == "--preset":
+            return value if equals else "".join(argv[i + 1 : i + 2])
+    return ""
 
 
 def _run(tables: Mapping[str, Any], recipe: Path) -> Run:
     known = {"run", *(step_table(step) for step in STEPS)}
     for table in tables:
         if table not in known:
-            raise InputError(f"{recipe}: table [{table}] is not known" + suggest(table, sorted(known)))
+            raise InputError(
+                f"{recipe}: table [{table}] is not known" + suggest(table, sorted(known))
+            )
     return build(Run, {"name": recipe.stem} | dict(tables.get("run", {})), f"{recipe} [run]")
 
 
 def _plan(
     recipe: Path, tables: Mapping[str, Any], argv: list[str]
 ) -> tuple[Run, list[Step], list[str]]:
-    """The run with its overrides, the steps that the recipe has a table for, and what argv is left."""
+    """The run with its overrides, the steps that have a table, and what is left of argv."""
     run = _run(tables, recipe)
     until = None
+    named = any(argument.partition("=")[0] == "--name" for argument in argv)
     rest: list[str] = []
     types = {field.name: field for field in fields(Run)}
     while argv:
@@ -243,9 +265,12 @@ def _plan(
                 typed = int(value)
             except ValueError:
                 raise InputError(f"option {option} must be a whole number, not {value!r}") from None
-        run = replace(run, **{name: Path(value) if name == "root" else typed})
-        if name == "seed" and not any(a.startswith("--name") for a in argv):
-            run = replace(run, name=f"{run.name}-seed{value}" if int(value) else run.name)
+        try:
+            run = replace(run, **{name: Path(value) if name == "root" else typed})
+        except ValueError as error:
+            raise InputError(f"option {option} {value}: {error}") from None
+        if name == "seed" and typed and not named:
+            run = replace(run, name=f"{run.name}-seed{typed}")
     steps = [step for step in STEPS if step_table(step) in tables]
     if until is not None:
         names = [step.name for step in steps]
@@ -259,9 +284,21 @@ def _configure(step: Step, tables: Mapping[str, Any], run: Run, recipe: Path) ->
     """A stage's frozen Config: wired inputs, then its preset, then the recipe's tables."""
     module = import_module(f"tercet.stages.{step.module}")
     folder = run.root / run.name
-    values: dict[str, Any] = {"seed": run.seed} | dict(step.wire(folder, set(tables)))
     given = dict(tables.get(step.like, {})) | dict(tables.get(step_table(step), {}))
-    known = {field.name for field in fields(module.Config)}
+    known = {field.name: field for field in fields(module.Config)}
+    made = {other.name for other in STEPS if step_table(other) in tables}
+
+    def absent(name: str, path: Any) -> bool:
+        """An optional input that no stage of this recipe makes, nor made before."""
+        field = known.get(name)
+        if field is None or field.default is MISSING or not isinstance(path, Path):
+            return False
+        stage = path.relative_to(folder).parts[0]
+        return stage not in made and RunDir(folder / stage).done() is None
+
+    wired = dict(step.wire(folder, set(tables)))
+    values: dict[str, Any] = {"seed": run.seed}
+    values |= {name: value for name, value in wired.items() if not absent(name, value)}
     if preset := given.get("preset"):
         values |= module.PRESETS.get(preset, {})
     values = {name: value for name, value in values.items() if name in known} | given
@@ -295,8 +332,13 @@ def _launch(run: Run, work: Callable[[], None]) -> None:
             raise failures.get()
     if code == INTERRUPTED:
         raise KeyboardInterrupt
+    if code < 0:
+        raise RunFailed(
+            f"a process was ended by {signal.Signals(-code).name}, as the system does when memory runs "
+            "out; the same command goes on from the last checkpoint"
+        )
     if code:
-        raise SystemExit(1)  # the child has printed its traceback
+        raise RunFailed("a process failed; its traceback is above")
 
 
 def _child(rank: int, run: Run, meeting: str, work: Callable[[], None], failures: Any) -> None:
@@ -316,45 +358,57 @@ def _child(rank: int, run: Run, meeting: str, work: Callable[[], None], failures
         work()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except (InputError, OSError) as error:
+    except (InputError, RunFailed, OSError) as error:
         failures.put(error)
         sys.exit(1)
+    except Exception:
+        time.sleep(0.5)
+        if failures.empty():
+            raise
+        sys.exit(1)  # this rank only lost its peer, which has said why
 
 
 def _wait(children: Sequence[Any]) -> int:
-    """Wait for all and return the first exit code that is not 0; when one fails, stop the others."""
-    code = 0
+    """Wait for all and return the first exit code that is not 0; when one fails, stop the others.
+
+    Ctrl-C reaches the children too: they finish their step, save and leave, however long it takes.
+    A second one ends them at once.
+    """
+    code, interrupted = 0, False
     while any(child.is_alive() for child in children):
         try:
             for child in children:
                 child.join(timeout=0.2)
                 if child.exitcode and not code:
                     code = child.exitcode
-            if code:
-                deadline = time.monotonic() + (20 if code == INTERRUPTED else 2)
+            if code not in (0, INTERRUPTED):
+                deadline = time.monotonic() + 2
                 for child in children:
                     child.join(timeout=max(0.0, deadline - time.monotonic()))
                     if child.is_alive():
                         child.terminate()
-        except KeyboardInterrupt:  # the children got it too: they save and leave by themselves
-            code = code or INTERRUPTED
+        except KeyboardInterrupt:
+            if interrupted:
+                for child in children:
+                    child.terminate()
+            code, interrupted = INTERRUPTED, True
     return code or next((child.exitcode for child in children if child.exitcode), 0)
 
 
-def _stages(
-    steps: Sequence[Step], configs: Mapping[str, Any], run: Run, recipe: Path
-) -> None:
-    """The loop that a whole run is: configure, skip or run, go on."""
+def _stages(chosen: Sequence[int], configs: Mapping[str, Any], run: Run, recipe: Path) -> None:
+    """The loop that a whole run is: skip or run, go on. `chosen` are places in STEPS."""
     from tercet.model.shard import Ranks
 
     ranks = Ranks.start(run.device)
     try:
         folder = run.root / run.name
-        for step in steps:
+        for step in (STEPS[place] for place in chosen):
             config = configs[step.name]
             out = RunDir(folder / step.name, ranks.main)
-            inputs = ranks.broadcast(_inputs(config) if ranks.main else [])
-            out.fingerprint = ranks.broadcast(_fingerprint(step, config, inputs) if ranks.main else "")
+            inputs = ranks.broadcast(_inputs(config, folder, recipe) if ranks.main else [])
+            out.fingerprint = ranks.broadcast(
+                _fingerprint(step, config, inputs) if ranks.main else ""
+            )
             if ranks.broadcast(_is_done(out)):
                 _say(ranks.main, f"{step.name:<9} unchanged, skipped")
                 continue
@@ -365,27 +419,54 @@ def _stages(
             if ranks.main:
                 _stamp(out, time.monotonic() - began)
                 _say(True, f"{step.name:<9} done in {time.monotonic() - began:.0f} s -> {out.path}")
-        if ranks.main:
-            _report(folder, steps)
+            ranks.barrier()  # checkpoints go only once the stage is known to be done
+            shutil.rmtree(out.checkpoints, ignore_errors=True)
+        if ranks.main and STEPS[chosen[-1]].name == "eval":
+            _report(folder)
     finally:
         ranks.close()
 
 
-def _inputs(config: Any) -> list[Path]:
-    """Existing files and folders that a Config names, also inside "name=path" strings."""
-    found: list[Path] = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, str) and "=" in item:
-                item = Path(item.partition("=")[2])
-            if isinstance(item, Path) and item.exists():
-                found.append(item)
-    return sorted(set(found))
+def _inputs(config: Any, folder: Path, recipe: Path) -> list[Path]:
+    """Existing files and folders that a Config names, also inside "name=path" strings.
+
+    Raises InputError when one of them belongs to a stage of this run that has not finished.
+    """
+    stages = {step.name for step in STEPS}
+    found: set[Path] = set()
+    for path in _paths(config, getattr(config, "root", Path())):
+        stage = path.relative_to(folder).parts[0] if folder in path.parents else ""
+        if stage in stages and RunDir(folder / stage).done() is None:
+            raise InputError(
+                f"{path}: stage {stage} of this run has not finished; run `tercet {stage} {recipe}` "
+                "first, or name another path in the recipe"
+            )
+        if path.exists():
+            found.add(path)
+    return sorted(found)
+
+
+def _paths(value: Any, root: Path) -> Iterator[Path]:
+    """Every path inside a Config, nested tables and lists included; relative ones below `root`."""
+    if isinstance(value, Path):
+        yield root / value
+    elif isinstance(value, str):
+        name, equals, path = value.partition("=")
+        if path or (
+            not equals and Path(name, "config.json").is_file()
+        ):  # "name=path", a bare folder
+            yield Path(path or name)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _paths(item, root)
+    elif is_dataclass(value):
+        for field in fields(value):
+            if field.name != "root":
+                yield from _paths(getattr(value, field.name), root)
 
 
 def _fingerprint(step: Step, config: Any, inputs: Sequence[Path]) -> str:
-    """What a stage's result depends on: its resolved configuration and the content of its inputs."""
+    """What a stage's result depends on: its configuration and the content of its inputs."""
     parts = [step.module, to_toml(config)] + [content_hash(path) for path in inputs]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -406,16 +487,14 @@ def _say(show: bool, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _report(folder: Path, steps: Sequence[Step]) -> None:
-    """report.json of the whole run: the evaluation's, with every stage's seconds."""
+def _report(folder: Path) -> None:
+    """report.json of the whole run: the evaluation's, with every finished stage's seconds."""
     path = folder / "eval" / "report.json"
-    if steps[-1].name != "eval" or not path.exists():
+    if not path.exists():
         return
     report = json.loads(path.read_text(encoding="utf-8"))
-    report["stages"] = {
-        step.name: {"seconds": (RunDir(folder / step.name).done() or {}).get("seconds")}
-        for step in steps
-    }
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    done = {name: RunDir(folder / name).done() for name in dict.fromkeys(s.name for s in STEPS)}
+    report["stages"] = {name: {"seconds": d.get("seconds")} for name, d in done.items() if d}
+    write_atomically(folder / "report.json", (json.dumps(report, indent=2) + "\n").encode())
     seconds = sum(stage["seconds"] or 0 for stage in report["stages"].values())
     _say(True, f"report    {folder / 'report.json'}   all stages: {seconds:.0f} s")
