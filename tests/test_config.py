@@ -111,6 +111,16 @@ def test_a_missing_option_is_named():
         build(Config, {}, "demo.toml [ppo]")
 
 
+def test_true_is_not_one():
+    @dataclass(frozen=True)
+    class Levels:
+        level: Literal[0, 1] = 0
+
+    assert build(Levels, {"level": 1}, "r.toml").level == 1
+    with pytest.raises(InputError, match="option 'level' is true; choose from 0, 1"):
+        build(Levels, {"level": True}, "r.toml")
+
+
 def test_a_value_where_a_table_belongs():
     with pytest.raises(InputError, match="expected a table"):
         build(Config, 3, "demo.toml [ppo]")  # type: ignore[arg-type]

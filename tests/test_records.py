@@ -183,6 +183,15 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["r.jsonl"]
 
 
+def test_who_is_reading_keeps_the_old_file(tmp_path):
+    path = tmp_path / "r.jsonl"
+    write_records(path, [ranking(1, 2)])
+    with path.open() as reader:
+        write_records(path, [ranking(1, 2, id="new")])
+        assert '"id":"r1"' in reader.read()
+    assert '"id":"new"' in path.read_text()
+
+
 def test_compressed_files_are_the_same_byte_for_byte(tmp_path):
     for name in ("a.jsonl.gz", "b.jsonl.gz"):
         write_records(tmp_path / name, [ranking(1, 2)])
