@@ -11,7 +11,11 @@ from tercet.model.load import checkpoint_activations, load_policy
 from tercet.model.tree import Document, TokenTree, logprobs, pack
 from tests.model.architectures import saved, tiny
 
-pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore"),
+]
 
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 SHAPES = {

@@ -121,9 +121,16 @@ def test_first_fit_decreasing_by_hand() -> None:
     assert first_fit_decreasing([3, 7, 4, 6, 2], 10) == [[0, 1], [2, 3], [4]]
 
 
-def test_cpu_rows_are_about_four_documents_long() -> None:
-    tree = pack([Document([1] * 10) for _ in range(100)])
-    assert tree.tokens.shape == (25, 40)
+@pytest.mark.parametrize(
+    ("lengths", "shape"),
+    [
+        ([10] * 100, (100, 10)),  # equal documents: a row each, no filler
+        ([10] + [7] * 99, (51, 14)),  # two 7s a row: 714 places for 703 tokens
+        ([10, 3], (1, 13)),
+    ],
+)
+def test_cpu_rows_are_short_and_nearly_full(lengths: list[int], shape: tuple[int, int]) -> None:
+    assert pack([Document([1] * n) for n in lengths]).tokens.shape == shape
 
 
 @pytest.mark.parametrize(("total", "length"), [(200, 256), (300, 512), (600, 1024), (1000, 1024)])

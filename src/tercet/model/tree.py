@@ -25,6 +25,7 @@ from tercet.records import InputError
 Where = Literal["all", "weighted", "replies"]
 
 CPU_ROW_FACTOR = 4
+CPU_FILLER = 0.05
 GPU_BLOCK = 128
 
 
@@ -145,8 +146,8 @@ def pack(
     """Pack all documents into one tree; no document is split.
 
     Rows are filled first-fit-decreasing, deterministically. `rows="cpu"` (the default on CPU)
-    makes rows of at most `row_length` tokens and of about 4 times the longest document: attention
-    costs the square of a row there. `rows="gpu"` makes one long row, filled up to `row_length` or
+    makes rows of at most `row_length` tokens and 4 times the longest document, shorter if that
+    leaves little filler: attention costs the square of a row there. `rows="gpu"` makes one long row, filled up to `row_length` or
     a half or a quarter of it, so that kernels meet at most three lengths; more rows only when the
     documents exceed it. A document longer than `row_length` stretches the rows. So one call serves
     both: `pack(documents, row_length=token_budget, device=device)`.
@@ -174,15 +175,16 @@ def pack(
 def _cpu_rows(lengths: list[int], row_length: int | None) -> tuple[list[list[int]], int]:
     longest, total = max(lengths), sum(lengths)
     limit = max(longest, min(row_length or total, CPU_ROW_FACTOR * longest))
-    bins = first_fit_decreasing(lengths, limit)
-    # The same number of rows often fits in a shorter length, which leaves less filler.
-    tightest = max(longest, -(-total // len(bins)))
-    for length in np.linspace(tightest, limit, num=8, dtype=int).tolist():
-        tighter = first_fit_decreasing(lengths, length)
-        if len(tighter) <= len(bins):
-            bins = tighter
+    packings = []
+    for capacity in np.linspace(longest, limit, num=8, dtype=int).tolist():
+        bins = first_fit_decreasing(lengths, capacity)
+        length = max(sum(lengths[i] for i in row) for row in bins)
+        packings.append((len(bins) * length, bins, length))
+        # Short rows are cheap rows: stop at the first that leaves little filler.
+        if packings[-1][0] <= (1 + CPU_FILLER) * total:
             break
-    return bins, max(sum(lengths[i] for i in row) for row in bins)
+    _, bins, length = min(packings, key=lambda packing: packing[0])
+    return bins, length
 
 
 def _gpu_rows(lengths: list[int], row_length: int | None) -> tuple[list[list[int]], int]:
