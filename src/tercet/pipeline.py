@@ -334,8 +334,8 @@ def _launch(run: Run, work: Callable[[], None]) -> None:
         raise KeyboardInterrupt
     if code < 0:
         raise RunFailed(
-            f"a process was ended by {signal.Signals(-code).name}, as the system does when memory runs "
-            "out; the same command goes on from the last checkpoint"
+            f"a process was ended by {signal.Signals(-code).name}, as the system does when memory "
+            "runs out; the same command goes on from the last checkpoint"
         )
     if code:
         raise RunFailed("a process failed; its traceback is above")
@@ -438,8 +438,8 @@ def _inputs(config: Any, folder: Path, recipe: Path) -> list[Path]:
         stage = path.relative_to(folder).parts[0] if folder in path.parents else ""
         if stage in stages and RunDir(folder / stage).done() is None:
             raise InputError(
-                f"{path}: stage {stage} of this run has not finished; run `tercet {stage} {recipe}` "
-                "first, or name another path in the recipe"
+                f"{path}: stage {stage} of this run has not finished; run "
+                f"`tercet {stage} {recipe}` first, or name another path in the recipe"
             )
         if path.exists():
             found.add(path)
@@ -451,11 +451,9 @@ def _paths(value: Any, root: Path) -> Iterator[Path]:
     if isinstance(value, Path):
         yield root / value
     elif isinstance(value, str):
-        name, equals, path = value.partition("=")
-        if path or (
-            not equals and Path(name, "config.json").is_file()
-        ):  # "name=path", a bare folder
-            yield Path(path or name)
+        path = value.partition("=")[2]
+        if path or Path(value, "config.json").is_file():  # "name=path", or a bare model folder
+            yield Path(path or value)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _paths(item, root)

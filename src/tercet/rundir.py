@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -100,9 +101,13 @@ class RunDir:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
     def rewind(self, step: int) -> None:
-        """Drops the metrics after `step`, before resuming from a checkpoint made at `step`."""
+        """Drops the metrics after `step`, before resuming from a checkpoint made at `step`.
+
+        -1 is a fresh start: the samples of an earlier run go too."""
         if not self.main:
             return
+        if step < 0:
+            shutil.rmtree(self.path / "samples", ignore_errors=True)
         kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
         write_atomically(self.path / "metrics.jsonl", "".join(kept).encode())
 

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly: weights, optimizers, schedules, positions and every RNG."""
+"""Checkpoints from which a run goes on exactly: weights, optimizers, positions and every RNG."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import hashlib
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,19 +45,24 @@ def set_rng_state(state: dict[str, Any]) -> None:
 class Checkpoints:
     """The newest states of a stage, two of them, so that a kill while writing loses nothing.
 
-    with Checkpoints(run.checkpoints, ranks, fingerprint) as checkpoints:
-        state = checkpoints.load()                  # None at a fresh start
+    with Checkpoints(run.checkpoints, ranks, fingerprint, last=steps) as checkpoints:
+        state = checkpoints.load()                      # None at a fresh start
         for step in range(...):
             ...
-            checkpoints.offer(step, lambda: {...})  # saves when a minute has passed or Ctrl-C was pressed
+            checkpoints.offer(step + 1, lambda: {...})  # saves each minute, on Ctrl-C, at the end
 
-    `fingerprint` names configuration and inputs: a state made under others is not resumed.
-    Ctrl-C sets a flag; the state is saved between two steps and KeyboardInterrupt is raised then, on all
-    ranks together. A second Ctrl-C stops at once.
+    `fingerprint` names configuration and inputs: a state made under others is not resumed, and
+    goes when a stage starts afresh in its folder. What follows the `last` step, such as an
+    evaluation, may fail too: the final state stays until the stage is known to be done.
+    Ctrl-C sets a flag; the state is saved between two steps and KeyboardInterrupt is raised then,
+    on all ranks together. A second Ctrl-C stops at once.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks, fingerprint: str, every_s: float = 60.0) -> None:
+    def __init__(
+        self, folder: Path, ranks: Ranks, fingerprint: str, last: int, every_s: float = 60.0
+    ) -> None:
         self.folder = folder
+        self.last = last
         self.ranks = ranks
         digest = hashlib.sha256(f"{fingerprint} ranks={ranks.size}".encode()).hexdigest()[:16]
         self.prefix = f"{digest}-rank{ranks.rank}-"
@@ -82,27 +86,35 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+        if self.interrupted and exception[0] is None:
+            raise KeyboardInterrupt
 
     def _steps(self) -> list[int]:
         names = (path.stem for path in self.folder.glob(f"{self.prefix}*.pt"))
         return sorted(int(name.removeprefix(self.prefix)) for name in names)
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state that every rank holds under this fingerprint, or None. Sets the generators."""
+        """The newest state that every rank holds under this fingerprint, or None.
+
+        Sets the generators. This rank's other states are dropped: they belong to another timeline.
+        """
         common = set.intersection(*(set(steps) for steps in self.ranks.gather([self._steps()])))
-        if not common:
+        newest = self.folder / f"{self.prefix}{max(common)}.pt" if common else None
+        for path in self.folder.glob(f"*-rank{self.ranks.rank}-*"):
+            if path != newest:
+                path.unlink()
+        if newest is None:
             return None
-        path = self.folder / f"{self.prefix}{max(common)}.pt"
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(newest, map_location="cpu", weights_only=True)
         set_rng_state(state["rng"])
         return state
 
     def offer(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        """Save `state()` as what follows `step` finished steps, when it is time. Call between steps.
+        """Save `state()` as what follows `step` finished steps, when it is time.
 
         Raises KeyboardInterrupt after saving when Ctrl-C was pressed on any rank.
         """
-        due = time.monotonic() - self.saved > self.every_s
+        due = step == self.last or time.monotonic() - self.saved > self.every_s
         flags = torch.tensor([float(self.interrupted), float(due)], device=self.ranks.device)
         stop, due = (bool(flag) for flag in self.ranks.sum(flags).tolist())
         if stop or due:
@@ -111,7 +123,7 @@ class Checkpoints:
             raise KeyboardInterrupt
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write the state whole under a partial name, rename it, and drop all but the one before."""
+        """Write the state whole under a partial name, rename it, drop all but the one before."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.prefix}{step}.pt"
         partial = path.with_suffix(".partial")
@@ -121,20 +133,10 @@ class Checkpoints:
             (self.folder / f"{self.prefix}{old}.pt").unlink(missing_ok=True)
         self.saved = time.monotonic()
 
-    def clear(self) -> None:
-        """Forget the states of a finished stage, this rank's of any configuration included."""
-        for path in self.folder.glob(f"*-rank{self.ranks.rank}-*"):
-            path.unlink(missing_ok=True)
 
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run a block under its own seed and give the generators back as they were."""
-    state = rng_state()
+def seed_all(seed: int, rank: int = 0) -> None:
+    """Seed every generator that training may draw from, each rank differently."""
+    seed = (seed + 100_003 * rank) % 2**32
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
     torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        set_rng_state(state)

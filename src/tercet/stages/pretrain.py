@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from tercet.data.importers import read_texts
 from tercet.data.tokens import train_tokenizer, windows
-from tercet.model.checkpoint import Checkpoints
-from tercet.model.load import load_policy, load_tokenizer, new_policy, save_model
+from tercet.model.checkpoint import Checkpoints, seed_all
+from tercet.model.load import check_context, load_policy, load_tokenizer, new_policy, save_model
 from tercet.model.optim import StepGuard, adam, clip_gradients, cosine, set_lr
 from tercet.model.shard import Ranks
 from tercet.model.train import (
@@ -78,15 +77,21 @@ class Config:
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
-    """Read text, train or take a tokenizer, cut windows, train, keep model and tokenizer in `model/`."""
+    """Read text, train or take a tokenizer, cut windows, train, keep both in `model/`."""
+    seed_all(config.seed, ranks.rank)
     texts = read_texts(config.text, config.max_texts)
     if config.base is not None:
         tokenizer = load_tokenizer(config.base)
         model = load_policy(config.base, device=ranks.device)
     else:
-        tokenizer = train_tokenizer(texts, kind=config.tokenizer, vocab_size=config.vocabulary)
+        tokenizer = ranks.broadcast(
+            train_tokenizer(texts, kind=config.tokenizer, vocab_size=config.vocabulary)
+            if ranks.main
+            else None
+        )
         settings = {"max_position_embeddings": max(2048, config.context)} | config.model
         model = new_policy(settings, tokenizer, seed=config.seed).to(ranks.device)
+    check_context(model, config.context)
     documents = window_documents(windows(tokenizer, texts, config.context))
     held_out = (
         window_documents(windows(tokenizer, read_texts(config.held_out), config.context))
@@ -96,18 +101,19 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     steps = int(len(documents) * config.epochs) // config.batch
     if steps < 1:
         raise InputError(
-            f"{config.text}: {len(documents)} windows of {config.context} tokens are less than one batch "
-            f"of {config.batch}; give more text, a shorter context or a smaller batch"
+            f"{config.text}: {len(documents)} windows of {config.context} tokens are less than one "
+            f"batch of {config.batch}; give more text, a shorter context or a smaller batch"
         )
     optimizer = adam(
         model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
     guard = StepGuard()
-    before = held_out_nll(model, held_out, ranks, token_budget=config.token_budget) if held_out else None
+    measure = partial(held_out_nll, token_budget=config.token_budget, precision=config.precision)
+    before = measure(model, held_out, ranks) if held_out else None
 
     model.train()
     with (
-        Checkpoints(run.checkpoints, ranks, run.fingerprint) as checkpoints,
+        Checkpoints(run.checkpoints, ranks, run.fingerprint, steps) as checkpoints,
         progress(steps, "pretrain", "step", show=ranks.main) as bar,
     ):
         start = 0
@@ -115,10 +121,13 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             start = state["step"]
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            run.rewind(start - 1)
-            bar.advance(start)
+            guard.skipped, guard.in_a_row = state["guard"]
+        run.rewind(start - 1)
+        bar.advance(start)
         for step in range(start, steps):
-            batch = [documents[i] for i in batch_indices(len(documents), config.batch, step, config.seed)]
+            batch = [
+                documents[i] for i in batch_indices(len(documents), config.batch, step, config.seed)
+            ]
             set_lr(optimizer, config.lr * cosine(step, steps, warmup=config.warmup))
             optimizer.zero_grad()
             loss = nll_backward(
@@ -134,12 +143,18 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             value = float(ranks.sum(loss))
             guard.step(optimizer, value, norm)
             if step % 10 == 0 or step == steps - 1:
-                run.log(step, {"loss": value, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]})
+                run.log(
+                    step, {"loss": value, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+                )
             bar.advance(1, loss=value)
             checkpoints.offer(
-                step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                step + 1,
+                lambda: {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "guard": (guard.skipped, guard.in_a_row),
+                },
             )
-        checkpoints.clear()
 
     summary: dict[str, object] = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -150,9 +165,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     }
     if held_out:
         summary["held_out_nll_before"] = before
-        summary["held_out_nll"] = held_out_nll(
-            model, held_out, ranks, token_budget=config.token_budget
-        )
+        summary["held_out_nll"] = measure(model, held_out, ranks)
     if ranks.main:
         save_model(model, tokenizer, run.model)
         run.finish(summary)

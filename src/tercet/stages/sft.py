@@ -1,4 +1,4 @@
-"""sft: supervised fine-tuning on demonstrations; also the RL-initialisation model with pretraining mixed in."""
+"""sft: supervised fine-tuning on demonstrations; with pretraining mixed in, the RL initialisation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from typing import Any, Literal
 from tercet.data.importers import read_texts
 from tercet.data.tokens import encode_prompt, encode_reply, windows
 from tercet.model.adapt import adapt, merge
-from tercet.model.checkpoint import Checkpoints
-from tercet.model.load import check_context, load_policy, load_tokenizer, residual_dropout, save_model
+from tercet.model.checkpoint import Checkpoints, seed_all
+from tercet.model.load import (
+    check_context,
+    load_policy,
+    load_tokenizer,
+    residual_dropout,
+    save_model,
+)
 from tercet.model.optim import StepGuard, adam, clip_gradients, cosine, set_lr
 from tercet.model.shard import Ranks
 from tercet.model.train import (
@@ -22,7 +28,7 @@ from tercet.model.train import (
     window_documents,
 )
 from tercet.model.tree import Document
-from tercet.records import Demonstration, InputError, prompt_text, read_records
+from tercet.records import Demonstration, InputError, about, prompt_text, read_records
 from tercet.rundir import RunDir, progress
 
 
@@ -55,7 +61,8 @@ class Config:
     max_reply_tokens: int = 1000
     """Longer replies are cut, without EOS."""
     adapt: str = "full"
-    """Which parameters train: full, last_n_layers:N, bitfit, norms, embeddings, head, lora:R, regex:PATTERN."""
+    """Which parameters train: full, last_n_layers:N, bitfit, norms, embeddings, head, lora:R,
+    regex:PATTERN."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's betas."""
     weight_decay: float = 0.0
@@ -74,28 +81,43 @@ class Config:
             raise ValueError("pretrain_fraction needs pretrain_text")
         if self.batch < 1 or self.epochs < 1:
             raise ValueError("batch and epochs must be at least 1")
+        if self.pretrain_fraction and not 0 < self.mixed < self.batch:
+            raise ValueError(
+                f"pretrain_fraction {self.pretrain_fraction:g} of a batch of {self.batch} is "
+                f"{self.mixed} windows: raise batch, or change pretrain_fraction"
+            )
+
+    @property
+    def mixed(self) -> int:
+        """Pretraining windows in each batch."""
+        return round(self.batch * self.pretrain_fraction)
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
-    """Fine-tune epoch after epoch, keep each, and put the one with the lowest validation loss in `model/`."""
+    """Fine-tune, keep every epoch, put the one with the lowest validation loss in `model/`."""
+    seed_all(config.seed, ranks.rank)
     tokenizer = load_tokenizer(config.model)
     model = load_policy(config.model, device=ranks.device)
     records = read_records(config.demonstrations, Demonstration)
     train, dropped, cut = encode(records, "train", tokenizer, config)
     valid, *_ = encode(records, "valid", tokenizer, config)
     if not train:
-        raise InputError(f"{config.demonstrations}: no demonstration with split train is left to train on")
+        raise InputError(
+            f"{config.demonstrations}: no demonstration with split train is left to train on "
+            f"({dropped} have prompts above max_prompt_tokens)"
+        )
     if not valid:
         raise InputError(
             f"{config.demonstrations}: no demonstration has split valid, so no epoch could be chosen; "
             "mark some, or let `tercet data` split by user"
         )
     check_context(model, max(len(d.prompt) + len(d.replies[0]) for d in train + valid))
-    mixed = round(config.batch * config.pretrain_fraction)
+    mixed = config.mixed
     web = pretraining_windows(config.pretrain_text, tokenizer, config) if mixed else []
-    web_held_out = pretraining_windows(config.pretrain_held_out, tokenizer, config)
+    web_held_out = pretraining_windows(config.pretrain_held_out, tokenizer, config) if mixed else []
+    check_context(model, max((len(d.prompt) for d in web + web_held_out), default=0))
 
-    model = adapt(model, config.adapt)
+    model = adapt(model, config.adapt, config.seed)
     optimizer = adam(
         model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
@@ -107,7 +129,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
 
     model.train()
     with (
-        Checkpoints(run.checkpoints, ranks, run.fingerprint) as checkpoints,
+        Checkpoints(run.checkpoints, ranks, run.fingerprint, steps) as checkpoints,
         progress(steps, run.path.name, "step", show=ranks.main) as bar,
     ):
         start = 0
@@ -115,12 +137,14 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             start, history = state["step"], state["history"]
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            run.rewind(start - 1)
-            bar.advance(start)
+            guard.skipped, guard.in_a_row = state["guard"]
+        elif ranks.main:
+            shutil.rmtree(run.path / "epochs", ignore_errors=True)  # of an earlier, longer run
+        run.rewind(start - 1)
+        bar.advance(start)
         for step in range(start, steps):
             batch = [
-                train[i]
-                for i in batch_indices(len(train), config.batch - mixed, step, config.seed)
+                train[i] for i in batch_indices(len(train), config.batch - mixed, step, config.seed)
             ]
             if mixed:
                 batch += [web[i] for i in batch_indices(len(web), mixed, step, config.seed + 1)]
@@ -153,9 +177,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                     "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "history": history,
+                    "guard": (guard.skipped, guard.in_a_row),
                 },
             )
-        checkpoints.clear()
 
     best = min(history, key=lambda row: (row["selected_by"], row["epoch"]))
     if ranks.main:
@@ -182,7 +206,8 @@ def encode(
     for record in records:
         if (record.split or "train") != split:
             continue
-        prompt = encode_prompt(tokenizer, prompt_text(record))
+        with about(f"{config.demonstrations}: demonstration {record.id!r}"):
+            prompt = encode_prompt(tokenizer, prompt_text(record))
         reply = encode_reply(tokenizer, record.response, True)
         if len(prompt) > config.max_prompt_tokens:
             dropped += 1
@@ -208,9 +233,11 @@ def validate(
     model: Any, valid: list[Document], web: list[Document], ranks: Ranks, config: Config
 ) -> dict[str, float]:
     """Held-out losses, and the sum by which an epoch is chosen (InstructGPT App. C.3: low on both)."""
-    losses = {
-        "demonstrations": held_out_nll(model, valid, ranks, token_budget=config.token_budget)
+    options: dict[str, Any] = {
+        "token_budget": config.token_budget,
+        "precision": config.precision,
     }
-    if web and config.pretrain_fraction:
-        losses["pretraining"] = held_out_nll(model, web, ranks, token_budget=config.token_budget)
+    losses = {"demonstrations": held_out_nll(model, valid, ranks, **options)}
+    if web:
+        losses["pretraining"] = held_out_nll(model, web, ranks, **options)
     return losses | {"selected_by": sum(losses.values())}
