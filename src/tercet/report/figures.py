@@ -125,7 +125,7 @@ def training_curves(
             axes.tick_params(length=0, labelsize=8.5)
             axes.spines["left"].set_visible(False)
             axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
             for name, (xs, ys) in lines.items():
                 _curve(axes, xs, ys, colours[name])
             axes.margins(x=0.02, y=0.12)

@@ -12,14 +12,17 @@ from tercet.report.style import display_name
 Report = Mapping[str, Any]
 
 
-FOOTNOTE = "Ties count half. Intervals: 95%, bootstrap over prompts."
+FOOTNOTE = (
+    "Ties count half. Intervals: 95%, bootstrap over prompts.\n"
+    "Tax: held-out pretraining loss minus the base model's, nats a token."
+)
 
 
 def all_tables(report: Report) -> list[Table]:
     """Win rates, what the replies contain, and the reward model, each at most 80 columns wide."""
     baseline = display_name(report["baseline"]["name"])
     tables = [
-        _table(f"Win rate against {baseline} ({headline(report)})", *win_rows(report), FOOTNOTE),
+        _table(f"Win rate against {baseline}\n{headline(report)}", *win_rows(report), FOOTNOTE),
         _table("What the replies contain, a reply", *text_rows(report)),
     ]
     if rows := reward_rows(report):
@@ -28,8 +31,8 @@ def all_tables(report: Report) -> list[Table]:
 
 
 def headline(report: Report) -> str:
-    """Who judged how much: "judge: simulated gold utility, 400 prompts"."""
-    return f"judge: {report['judge']}, {report['prompts']['n']:,} prompts"
+    """Who judged how much: "Judge: simulated gold utility, 400 prompts"."""
+    return f"Judge: {report['judge']}, {report['prompts']['n']:,} prompts"
 
 
 def win_rows(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -94,7 +97,7 @@ def reward_rows(report: Report) -> list[tuple[str, str]]:
     if model.get("labeler_ceiling") is not None:
         rows.append(
             (
-                "ceiling: gold on the same rankings",
+                "ceiling: simulated gold, same rankings",
                 _interval(_with_prefix(model, "labeler_ceiling")),
             )
         )
@@ -107,7 +110,7 @@ def report_markdown(report: Report, figures: Sequence[tuple[str, str]]) -> str:
     baseline = display_name(report["baseline"]["name"])
     parts = [
         f"# Win rate against {baseline}",
-        f"{headline(report)}. {FOOTNOTE}".capitalize(),
+        f"{headline(report)}. {FOOTNOTE}",
         markdown_table(*win_rows(report)),
         markdown_table(*text_rows(report)),
         *(f"![{caption}]({file})" for caption, file in figures),
