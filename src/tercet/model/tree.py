@@ -147,10 +147,12 @@ def pack(
 
     Rows are filled first-fit-decreasing, deterministically. `rows="cpu"` (the default on CPU)
     makes rows of at most `row_length` tokens and 4 times the longest document, shorter if that
-    leaves little filler: attention costs the square of a row there. `rows="gpu"` makes one long row, filled up to `row_length` or
-    a half or a quarter of it, so that kernels meet at most three lengths; more rows only when the
-    documents exceed it. A document longer than `row_length` stretches the rows. So one call serves
-    both: `pack(documents, row_length=token_budget, device=device)`.
+    leaves little filler: attention costs the square of a row there. `rows="gpu"` makes one long
+    row, filled up to `row_length` or a half or a quarter of it, so that kernels meet at most three
+    lengths; more rows only when the documents exceed it. A document longer than `row_length`
+    stretches the rows. So one call serves both:
+
+        pack(documents, token_budget, device=device)
 
     Raises InputError for an empty prompt, an empty reply, or no documents.
     """
