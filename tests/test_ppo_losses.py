@@ -11,6 +11,7 @@ from tercet.objectives import (
     kl_estimate,
     masked_mean,
     policy_loss,
+    reinforce_loss,
     token_logprobs,
     token_rewards,
     value_loss,
@@ -236,3 +237,15 @@ def test_a_bandit_converges_to_the_tilted_reference_I45(
         policy_loss(logp, old_logp, advantages, mask)[0].backward()
         optimizer.step()
     assert logits.softmax(0)[0].item() == pytest.approx(optimum, abs=0.02)
+
+
+def test_reinforce_loss_by_hand() -> None:
+    # Two episodes: advantages 2 and -1 on their tokens; -(2 * (-1 - 2) + -1 * -3) / 2 = 1.5
+    logp_BT = torch.tensor([[-1.0, -2.0], [-3.0, NAN]], requires_grad=True)
+    advantages_BT = torch.tensor([[2.0, 2.0], [-1.0, NAN]])
+    mask_BT = torch.tensor([[True, True], [True, False]])
+    loss = reinforce_loss(logp_BT, advantages_BT, mask_BT)
+    loss.backward()
+    assert loss.item() == pytest.approx(1.5)
+    assert logp_BT.grad is not None
+    assert logp_BT.grad.tolist() == [[-1.0, -1.0], [0.5, 0.0]]

@@ -434,3 +434,15 @@ def value_loss(
             "value_mean": values_BT.sum() / per,
         }
     return loss, metrics
+
+
+def reinforce_loss(
+    logp_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, total: Count | None = None
+) -> Tensor:
+    """-sum(A_t * logp_t) / episodes: the sequence-level REINFORCE of RLOO (Ahmadian 2024, Eq. 6).
+
+    Advantages are constants, the same on all tokens of an episode. `total` counts episodes.
+    """
+    advantages_BT = _masked(advantages_BT.detach(), mask_BT)
+    weighted_BT = _masked(_wide(logp_BT), mask_BT) * advantages_BT
+    return -weighted_BT.sum() / _per(total, mask_BT.any(1).sum())

@@ -156,6 +156,10 @@ class EMA:
         finally:
             self._copy(own, parameters)
 
+    def load_into(self, model: nn.Module) -> None:
+        """The model takes the average for good."""
+        self._copy(self.average, dict(model.named_parameters()))
+
     def state_dict(self) -> dict[str, Tensor]:
         return self.average
 
