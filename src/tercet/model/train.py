@@ -1,15 +1,20 @@
-"""One optimizer step of likelihood training, as pretraining, SFT and the ptx term of PPO share it."""
+"""One optimizer step of likelihood training: what pretraining, SFT and ptx have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tercet.data.importers import read_texts
+from tercet.data.tokens import windows
 from tercet.model.shard import Ranks
 from tercet.model.tree import Document, TokenTree, logprobs, micro_batches, pack
+from tercet.records import about
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -23,7 +28,7 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 
 
 def target_count(documents: Sequence[Document]) -> float:
-    """Sum of target weights: the N of a token mean. The first token of a document is never a target."""
+    """Sum of target weights, the N of a token mean. A document's first token is never a target."""
     total = 0.0
     for document in documents:
         total += document.prompt_weight * (len(document.prompt) - 1)
@@ -36,8 +41,19 @@ def window_documents(cut: list[list[int]]) -> list[Document]:
     return [Document(ids, [], prompt_weight=1.0) for ids in cut]
 
 
+def read_windows(path: Path | None, tokenizer: Any, context: int) -> list[Document]:
+    """The text of a file as training windows, [] without one. InputError for an empty file."""
+    if path is None:
+        return []
+    with about(str(path)):
+        return window_documents(windows(tokenizer, read_texts(path), context))
+
+
 def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
-    """Which of n items step `step` takes: a new permutation each epoch, the same on every rank and resume."""
+    """Which of n items a step takes: a new permutation each epoch, equal on every rank and resume.
+
+    With fewer items than `batch`, all of them.
+    """
     per_epoch = n // batch if n >= batch else 1
     epoch, place = divmod(step, per_epoch)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
@@ -64,10 +80,10 @@ def nll_backward(
     coefficient: float = 1.0,
     precision: str = "auto",
 ) -> Tensor:
-    """Add the gradient of coefficient * sum(w * nll) / total over my documents; returns that sum / total.
+    """Add the gradient of coefficient * sum(w * nll) / total over my documents.
 
-    `total` is the target count of the whole optimizer batch on all ranks, so micro-batches and ranks do
-    not change the step (InstructGPT App. C; token mean over the batch). The result is this rank's part.
+    `total` is the target count of the whole optimizer batch on all ranks, so that micro-batches and
+    ranks do not change the step (InstructGPT App. C). Returns my part of sum(w * nll) / total.
     """
     loss = torch.zeros((), device=ranks.device)
     for _, tree in trees(documents, token_budget, ranks.device):
@@ -88,7 +104,7 @@ def held_out_nll(
     token_budget: int,
     precision: str = "auto",
 ) -> float:
-    """Token-mean negative log-likelihood in nats over all ranks' documents (every rank gives all of them)."""
+    """Token mean of the negative log-likelihood in nats; every rank gives the same documents."""
     was_training = model.training
     model.eval()
     loss = torch.zeros((), device=ranks.device, dtype=torch.float64)

@@ -17,10 +17,11 @@ from tercet.model.train import (
     batch_indices,
     held_out_nll,
     nll_backward,
+    read_windows,
     target_count,
     window_documents,
 )
-from tercet.records import InputError
+from tercet.records import InputError, about
 from tercet.rundir import RunDir, progress
 
 
@@ -92,12 +93,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         settings = {"max_position_embeddings": max(2048, config.context)} | config.model
         model = new_policy(settings, tokenizer, seed=config.seed).to(ranks.device)
     check_context(model, config.context)
-    documents = window_documents(windows(tokenizer, texts, config.context))
-    held_out = (
-        window_documents(windows(tokenizer, read_texts(config.held_out), config.context))
-        if config.held_out
-        else []
-    )
+    with about(str(config.text)):
+        documents = window_documents(windows(tokenizer, texts, config.context))
+    held_out = read_windows(config.held_out, tokenizer, config.context)
     steps = int(len(documents) * config.epochs) // config.batch
     if steps < 1:
         raise InputError(

@@ -1,4 +1,4 @@
-"""rm: a reward model from rankings: all pairs of a prompt in one step, then demonstrations at score 0."""
+"""rm: a reward model from rankings, all pairs of a prompt in one step; demonstrations score 0."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tercet.data.rankings import (
 )
 from tercet.judge.accuracy import reward_report
 from tercet.model.adapt import adapt, merge
-from tercet.model.checkpoint import Checkpoints
+from tercet.model.checkpoint import Checkpoints, seed_all
 from tercet.model.load import (
     check_context,
     fingerprint,
@@ -34,8 +34,8 @@ from tercet.model.reward import encode_replies, gather_scores, write_probe
 from tercet.model.shard import Ranks
 from tercet.model.train import precision_context, trees
 from tercet.model.tree import Document, scalars
-from tercet.objectives import ranking_loss
-from tercet.records import Demonstration, InputError, Ranking, prompt_text, read_records
+from tercet.objectives import ranking_loss, ranking_total
+from tercet.records import Demonstration, InputError, Ranking, about, prompt_text, read_records
 from tercet.rundir import RunDir, progress
 
 
@@ -62,11 +62,12 @@ class Config:
     weighting: Literal["prompt", "pair"] = "prompt"
     """Every prompt counts the same, or every pair."""
     pair_shuffled: bool = False
-    """Ablation: single pairs shuffled over the whole epoch, as InstructGPT's footnote 5 warns against."""
+    """Ablation: single pairs shuffled over the epoch; InstructGPT's footnote 5 warns of it."""
     head_init: Literal["normal", "zero"] = "normal"
     """Scalar head: N(0, 1/(d+1)) as in Ziegler 2019, or zeros."""
     adapt: str = "full"
-    """Which parameters train: full, last_n_layers:N, bitfit, norms, embeddings, lora:R, regex:PATTERN."""
+    """Which parameters train: full, last_n_layers:N, bitfit, norms, embeddings, lora:R,
+    regex:PATTERN."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's betas."""
     weight_decay: float = 0.0
@@ -94,33 +95,36 @@ class Config:
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
-    """Train on the rankings, normalise on demonstrations, measure on held-out prompts, store a probe."""
+    """Train on rankings, normalise on demonstrations, measure on held-out prompts."""
+    seed_all(config.seed, ranks.rank)
     tokenizer = load_tokenizer(config.model)
     records = read_records(config.rankings, Ranking)
     if config.criterion is not None:
         records = [r for r in records if r.criterion == config.criterion]
     cleaned = distinct_replies(records)
-    encoded = {r.id: document(r, tokenizer) for r in cleaned.rankings}
-    fits = [r for r in cleaned.rankings if longest(encoded[r.id]) <= config.max_tokens]
-    train, valid, held_out_people = divide(fits, config)
+    examples = [(r, document(r, tokenizer, config.rankings)) for r in cleaned.rankings]
+    fits = [(r, d) for r, d in examples if longest(d) <= config.max_tokens]
+    train, held_out = divide(fits, config)
     if not train:
         raise InputError(
             f"{config.rankings}: no ranking with split train holds two replies of different rank "
-            f"({len(records)} rankings, {cleaned.all_tied} all tied); nothing to learn a preference from"
+            f"({len(records)} rankings, {cleaned.all_tied} all tied, {len(examples) - len(fits)} "
+            "above max_tokens), so there is no preference to learn; give rankings that decide"
         )
     model = load_scalar(config.model, device=ranks.device, init=config.head_init, seed=config.seed)
-    check_context(model, max(longest(encoded[r.id]) for r in train + valid))
-    model = adapt(model, config.adapt)
+    check_context(model, max(longest(d) for _, d in fits))
+    model = adapt(model, config.adapt, config.seed)
     # The loss does not depend on the head's bias; Adam would still carry rounding noise into it.
     scalar_head(model).bias.requires_grad_(False)
 
-    elements = [pair for r in train for pair in as_pairs(r)] if config.pair_shuffled else train
-    size = config.batch
+    elements, size = train, config.batch
     if config.pair_shuffled:
-        size = max(1, round(config.batch * len(elements) / len(train)))
-        encoded |= {pair.id: document(pair, tokenizer) for pair in elements}
+        pairs = [pair for r, _ in train for pair in as_pairs(r)]
+        elements = [(pair, document(pair, tokenizer, config.rankings)) for pair in pairs]
+        size = max(1, round(config.batch * len(pairs) / len(train)))
+    shuffled = [r for r, _ in elements]
     epochs = [
-        batches(elements, size, config.seed + epoch, distinct=not config.pair_shuffled)
+        batches(shuffled, size, config.seed + epoch, distinct=not config.pair_shuffled)
         for epoch in range(config.epochs)
     ]
     plan = [batch for epoch in epochs for batch in epoch]
@@ -134,7 +138,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
 
     model.train()
     with (
-        Checkpoints(run.checkpoints, ranks, run.fingerprint) as checkpoints,
+        Checkpoints(run.checkpoints, ranks, run.fingerprint, len(plan)) as checkpoints,
         progress(len(plan), "rm", "step", show=ranks.main) as bar,
     ):
         start = 0
@@ -142,60 +146,73 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             start = state["step"]
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
-            run.rewind(start - 1)
-            bar.advance(start)
+            guard.skipped, guard.in_a_row = state["guard"]
+        run.rewind(start - 1)
+        bar.advance(start)
         for step in range(start, len(plan)):
             batch = [elements[i] for i in plan[step]]
             set_lr(optimizer, config.lr * cosine(step, len(plan), warmup=config.warmup))
             optimizer.zero_grad()
-            sums = backward(model, batch, encoded, ranks, config)
+            sums = backward(model, batch, ranks, config)
             ranks.sum_gradients(model.parameters())
             norm = clip_gradients(model.parameters(), config.clip)
-            loss, right, pairs = ranks.sum(sums).tolist()
+            loss, right, decided = ranks.sum(sums).tolist()
             guard.step(optimizer, loss, norm)
-            accuracy = right / max(pairs, 1)
-            run.log(
-                step,
-                {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]},
-            )  # fmt: skip
+            accuracy = right / max(decided, 1)
+            lr = optimizer.param_groups[0]["lr"]
+            run.log(step, {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "lr": lr})
             bar.advance(1, loss=loss, accuracy=accuracy)
             checkpoints.offer(
-                step + 1, lambda: {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                step + 1,
+                lambda: {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "guard": (guard.skipped, guard.in_a_row),
+                },
             )
-        checkpoints.clear()
 
     model = merge(model)
     model.eval()
     mean, deviation = normalise(model, tokenizer, config, ranks)
     summary: dict[str, Any] = {
         "trained_rankings": len(train),
-        "trained_pairs": sum(pair_count(r) for r in train),
+        "trained_pairs": sum(pair_count(r) for r, _ in train),
         "all_tied": cleaned.all_tied,
         "duplicate_replies": cleaned.duplicate_replies,
         "contradictions": cleaned.contradictions,
-        "dropped_long": len(cleaned.rankings) - len(fits),
+        "dropped_one_text": len(records) - len(examples),
+        "dropped_long": len(examples) - len(fits),
         "demonstration_mean": mean,
         "demonstration_std": deviation,
         "skipped_steps": guard.skipped,
         "tokenizer": fingerprint(tokenizer),
     }
-    for name, held_out in (("valid", valid), ("held_out_labelers", held_out_people)):
-        if any(has_pairs(r) for r in held_out):
-            documents = [encoded[r.id] for r in held_out]
-            scores = gather_scores(model, documents, ranks, token_budget=config.token_budget)
-            summary[name] = reward_report(scores, held_out)
+    for name, part in held_out.items():
+        if any(has_pairs(r) for r, _ in part):
+            scores = gather_scores(
+                model,
+                [d for _, d in part],
+                ranks,
+                token_budget=config.token_budget,
+                precision=config.precision,
+            )
+            summary[name] = reward_report(scores, [r for r, _ in part])
     if ranks.main:
         save_model(model, tokenizer, run.model)
-        probe = [(r.prompt, r.replies[0].text) for r in (valid or train)[:8]]
+        probe = [(r.prompt, r.replies[0].text) for r, _ in (held_out.get("valid") or train)[:8]]
         write_probe(model, tokenizer, probe, run.model)
         run.finish(summary)
 
 
-def document(ranking: Ranking, tokenizer: Any) -> Document:
-    """A prompt with all its replies; a reply without a finish reason counts as ended."""
-    replies = ranking.replies
-    stopped = [reply.finish != "length" for reply in replies]
-    return encode_replies(tokenizer, ranking.prompt, [reply.text for reply in replies], stopped)
+Example = tuple[Ranking, Document]
+
+
+def document(ranking: Ranking, tokenizer: Any, source: Path) -> Document:
+    """A prompt with all its replies as ids; `source` names the file in errors."""
+    texts = [reply.text for reply in ranking.replies]
+    stopped = [reply.finish == "stop" for reply in ranking.replies]
+    with about(f"{source}: ranking {ranking.id!r}"):
+        return encode_replies(tokenizer, ranking.prompt, texts, stopped)
 
 
 def longest(document: Document) -> int:
@@ -204,55 +221,53 @@ def longest(document: Document) -> int:
 
 
 def divide(
-    rankings: Sequence[Ranking], config: Config
-) -> tuple[list[Ranking], list[Ranking], list[Ranking]]:
-    """(train, valid, rankings of held-out labelers). Training takes only rankings that hold a pair.
+    examples: Sequence[Example], config: Config
+) -> tuple[list[Example], dict[str, list[Example]]]:
+    """(training examples that hold a pair, held-out ones by split, "held_out_labelers" included).
 
-    A held-out prompt never trains, whoever ranked it: the split is the record's, checked here by prompt.
+    A held-out prompt never trains, whoever ranked it: the split is the record's, checked by prompt.
     """
-    train, valid, people = [], [], []
-    for ranking in rankings:
+    train: list[Example] = []
+    held_out: dict[str, list[Example]] = {}
+    for ranking, ids in examples:
         group = labeler_group(ranking.labeler, config.labeler_groups)
-        if (ranking.split or "train") != "train":
-            valid.append(ranking)
-        elif config.hold_out_group is not None and group == config.hold_out_group:
-            people.append(ranking)
+        split = ranking.split or "train"
+        if split == "train" and group == config.hold_out_group:
+            split = "held_out_labelers"
+        if split != "train":
+            held_out.setdefault(split, []).append((ranking, ids))
         elif has_pairs(ranking):
-            train.append(ranking)
-    leaked = {r.prompt_id for r in train} & {r.prompt_id for r in valid}
+            train.append((ranking, ids))
+    trained = {r.prompt_id for r, _ in train}
+    leaked = sorted(
+        r.prompt_id
+        for split, part in held_out.items()
+        for r, _ in part
+        if split != "held_out_labelers" and r.prompt_id in trained
+    )
     if leaked:
         raise InputError(
-            f"{config.rankings}: {len(leaked)} prompts are both in split train and held out, e.g. "
-            f"{sorted(leaked)[0]!r}; split by prompt, never by record"
+            f"{config.rankings}: {len(set(leaked))} prompts are both in split train and held out, "
+            f"e.g. {leaked[0]!r}; split by prompt, never by record"
         )
-    return train, valid, people
+    return train, held_out
 
 
-def backward(
-    model: Any, batch: Sequence[Ranking], encoded: dict[str, Document], ranks: Ranks, config: Config
-) -> torch.Tensor:
-    """Gradients of the K-wise loss over my share of the batch; (loss, right pairs, pairs) of that share."""
-    total = len(batch) if config.weighting == "prompt" else sum(pair_count(r) for r in batch)
+def backward(model: Any, batch: Sequence[Example], ranks: Ranks, config: Config) -> torch.Tensor:
+    """Gradients of the K-wise loss over my share; (loss, right pairs, pairs) of that share."""
+    options: dict[str, Any] = {
+        "denominator": config.denominator,
+        "weighting": config.weighting,
+    }
+    total = ranking_total(*judgements([r for r, _ in batch]), **options)
     mine = ranks.share(batch)
     sums = torch.zeros(3, device=ranks.device)
-    for group, tree in trees([encoded[r.id] for r in mine], config.token_budget, ranks.device):
+    for group, tree in trees([ids for _, ids in mine], config.token_budget, ranks.device):
         with precision_context(ranks.device, config.precision):
             values_RL = scalars(model, tree)
-        scores_N = tree.at_last(values_RL.float())
-        prompt_N = torch.tensor(
-            [i for i, g in enumerate(group) for _ in mine[g].replies], device=ranks.device
-        )
-        rank_N = torch.tensor(
-            [reply.rank for g in group for reply in mine[g].replies], device=ranks.device
-        )
-        loss = ranking_loss(
-            scores_N,
-            prompt_N,
-            rank_N,
-            denominator=config.denominator,
-            weighting=config.weighting,
-            total=total,
-        )
+        scores_N = tree.at_last(values_RL)
+        prompt_N, rank_N = (x.to(ranks.device) for x in judgements([mine[g][0] for g in group]))
+        loss = ranking_loss(scores_N, prompt_N, rank_N, total=total, **options)
         loss.backward()
         with torch.no_grad():
             same = prompt_N[:, None] == prompt_N[None, :]
@@ -262,24 +277,42 @@ def backward(
     return sums
 
 
-def normalise(model: Any, tokenizer: Any, config: Config, ranks: Ranks) -> tuple[float, float]:
-    """Set the head's bias so that demonstrations score 0 on average (InstructGPT 3.5); (mean, std) before.
+def judgements(rankings: Sequence[Ranking]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) twice: which ranking each reply belongs to, and its rank there."""
+    prompt = [i for i, ranking in enumerate(rankings) for _ in ranking.replies]
+    rank = [reply.rank for ranking in rankings for reply in ranking.replies]
+    return torch.tensor(prompt), torch.tensor(rank)
 
-    Idempotent: the mean is taken with the present bias and subtracted from it.
+
+def normalise(model: Any, tokenizer: Any, config: Config, ranks: Ranks) -> tuple[float, float]:
+    """Set the head's bias so that demonstrations score 0 on average (InstructGPT 3.5).
+
+    Returns (mean, standard deviation) before. Idempotent: the mean is taken with the present bias.
     """
     records = [
         d
         for d in read_records(config.demonstrations, Demonstration)
         if (d.split or "train") == "train"
     ][: config.normalise_on]
-    documents = [encode_replies(tokenizer, prompt_text(d), [d.response], [True]) for d in records]
+    documents = []
+    for d in records:
+        with about(f"{config.demonstrations}: demonstration {d.id!r}"):
+            documents.append(encode_replies(tokenizer, prompt_text(d), [d.response], [True]))
     documents = [d for d in documents if longest(d) <= config.max_tokens]
     if not documents:
         raise InputError(
-            f"{config.demonstrations}: no training demonstration fits; the reward's zero cannot be set"
+            f"{config.demonstrations}: no demonstration with split train fits into max_tokens, so "
+            "the reward's zero cannot be set; give demonstrations"
         )
+    check_context(model, max(longest(d) for d in documents))
     scores = torch.tensor(
-        gather_scores(model, documents, ranks, token_budget=config.token_budget),
+        gather_scores(
+            model,
+            documents,
+            ranks,
+            token_budget=config.token_budget,
+            precision=config.precision,
+        ),
         dtype=torch.float64,
     )
     mean, deviation = float(scores.mean()), float(scores.std(correction=0))

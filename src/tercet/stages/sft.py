@@ -1,4 +1,4 @@
-"""sft: supervised fine-tuning on demonstrations; with pretraining mixed in, the RL initialisation."""
+"""sft: supervised fine-tuning; with pretraining text mixed in, the RL initialisation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tercet.data.importers import read_texts
-from tercet.data.tokens import encode_prompt, encode_reply, windows
+from tercet.data.tokens import encode_prompt, encode_reply
 from tercet.model.adapt import adapt, merge
 from tercet.model.checkpoint import Checkpoints, seed_all
 from tercet.model.load import (
@@ -24,8 +23,8 @@ from tercet.model.train import (
     batch_indices,
     held_out_nll,
     nll_backward,
+    read_windows,
     target_count,
-    window_documents,
 )
 from tercet.model.tree import Document
 from tercet.records import Demonstration, InputError, about, prompt_text, read_records
@@ -79,8 +78,8 @@ class Config:
             raise ValueError("pretrain_fraction must be in [0, 1)")
         if self.pretrain_fraction and self.pretrain_text is None:
             raise ValueError("pretrain_fraction needs pretrain_text")
-        if self.batch < 1 or self.epochs < 1:
-            raise ValueError("batch and epochs must be at least 1")
+        if self.batch < 1 or self.epochs < 1 or self.context < 2:
+            raise ValueError("batch and epochs must be at least 1, context at least 2")
         if self.pretrain_fraction and not 0 < self.mixed < self.batch:
             raise ValueError(
                 f"pretrain_fraction {self.pretrain_fraction:g} of a batch of {self.batch} is "
@@ -108,13 +107,15 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         )
     if not valid:
         raise InputError(
-            f"{config.demonstrations}: no demonstration has split valid, so no epoch could be chosen; "
-            "mark some, or let `tercet data` split by user"
+            f"{config.demonstrations}: no demonstration has split valid, so no epoch could be "
+            "chosen; mark some, or let `tercet data` split by user"
         )
     check_context(model, max(len(d.prompt) + len(d.replies[0]) for d in train + valid))
     mixed = config.mixed
-    web = pretraining_windows(config.pretrain_text, tokenizer, config) if mixed else []
-    web_held_out = pretraining_windows(config.pretrain_held_out, tokenizer, config) if mixed else []
+    web = read_windows(config.pretrain_text, tokenizer, config.context) if mixed else []
+    web_held_out = (
+        read_windows(config.pretrain_held_out, tokenizer, config.context) if mixed else []
+    )
     check_context(model, max((len(d.prompt) for d in web + web_held_out), default=0))
 
     model = adapt(model, config.adapt, config.seed)
@@ -219,20 +220,10 @@ def encode(
     return documents, dropped, cut
 
 
-def pretraining_windows(path: Path | None, tokenizer: Any, config: Config) -> list[Document]:
-    """Windows of `path`, [] without one."""
-    if path is None:
-        return []
-    documents = window_documents(windows(tokenizer, read_texts(path), config.context))
-    if not documents:
-        raise InputError(f"{path}: not one window of {config.context} tokens; give more text")
-    return documents
-
-
 def validate(
     model: Any, valid: list[Document], web: list[Document], ranks: Ranks, config: Config
 ) -> dict[str, float]:
-    """Held-out losses, and the sum by which an epoch is chosen (InstructGPT App. C.3: low on both)."""
+    """Held-out losses, and the sum by which an epoch is chosen (InstructGPT C.3: low on both)."""
     options: dict[str, Any] = {
         "token_budget": config.token_budget,
         "precision": config.precision,
