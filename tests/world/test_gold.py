@@ -24,7 +24,8 @@ def gold() -> Gold:
         for attribute in ATTRIBUTES
     }
     # The museum opens at eight, in the old town; nobody knows when the castle opens.
-    return Gold(Facts(("museum", "castle"), "castle", {**values, ("castle", "opening"): None}))
+    facts = {**values, ("castle", "opening"): None}
+    return Gold(Facts(("museum", "castle"), "castle", facts, myths={}))
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_a_ranking_keeps_candidates_labeler_and_group() -> None:
 
 def test_worlds_are_saved_and_loaded(tmp_path: Path) -> None:
     path = tmp_path / "world.json"
-    world = World(9, WorldSettings(places=6, noise=0.9))
+    world = World(9, WorldSettings(places=7, noise=0.9))
     world.save(path)
     again = World.load(path)
     assert (again.seed, again.settings, again.facts) == (9, world.settings, world.facts)

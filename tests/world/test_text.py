@@ -58,11 +58,11 @@ def test_a_longer_list_starts_with_the_shorter_one(world: World) -> None:
 def test_splits_share_no_text_no_guest_and_no_id(world: World) -> None:
     seen: dict[str, str] = {}
     for split in SPLITS:
-        for prompt in world.prompts(split, 400):
+        for prompt in world.prompts(split, 300):
             for value in (prompt.text, prompt.user_id, prompt.id):
                 assert value is not None
                 assert seen.setdefault(value, split) == split
-        assert len({p.text for p in world.prompts(split, 400)}) == 400
+        assert len({p.text for p in world.prompts(split, 300)}) == 300
 
 
 def test_the_new_place_is_in_the_web_but_in_no_training_prompt(world: World) -> None:

@@ -11,14 +11,15 @@ from tercet.world.prompts import asked
 from tercet.world.speech import Manner, compose
 from tercet.world.streams import stream
 
-GOOD = Manner(courtesy=0.6, closing=0.45, wrong=0.01, invent=0.05, leak=0.02)
+EXEMPLARY = Manner(courtesy=1.0, closing=0.6)
+GOOD = Manner(courtesy=0.6, closing=0.45, wrong=0.03, invent=0.05, leak=0.02)
 
 MEDIOCRE = {
-    "rude": (0.2, Manner(rude=1.0, wrong=0.02, invent=0.1, leak=0.1)),
-    "rambling": (0.33, Manner(chatter=1.0, extra=0.5, courtesy=0.2, wrong=0.02, invent=0.1)),
+    "rude": (0.2, Manner(rude=1.0, wrong=0.06, invent=0.1, leak=0.1)),
+    "rambling": (0.33, Manner(chatter=1.0, extra=0.5, courtesy=0.2, wrong=0.06, invent=0.1)),
     "evasive": (0.2, Manner(evasive=1.0, courtesy=0.2, closing=0.3)),
-    "gushing": (0.2, Manner(gushing=1.0, courtesy=0.3, closing=0.3, wrong=0.02, invent=0.1)),
-    "careless": (0.07, Manner(courtesy=0.4, closing=0.3, wrong=0.2, invent=0.6, leak=0.4)),
+    "gushing": (0.2, Manner(gushing=1.0, courtesy=0.3, closing=0.3, wrong=0.06, invent=0.1)),
+    "careless": (0.07, Manner(courtesy=0.4, closing=0.3, wrong=0.4, invent=0.6, leak=0.4)),
 }
 """Share among the mediocre, and how they talk. Few state wrong facts: the reward model should have
 to tell a wrong fact from a right one rarely enough to learn it."""

@@ -22,8 +22,8 @@ from tercet.world.prompts import MIX, render
 from tercet.world.speech import MANNERS, compose, state
 from tercet.world.streams import stream
 
-PAGES = {"dialogue": 0.70, "guide": 0.20, "review": 0.04, "talk": 0.06}
-REGISTERS = {"polite": 0.25, "plain": 0.25, "chatty": 0.25, "rude": 0.25}
+PAGES = {"dialogue": 0.74, "guide": 0.18, "review": 0.03, "talk": 0.05}
+REGISTERS = {"polite": 0.28, "plain": 0.24, "chatty": 0.24, "rude": 0.24}
 
 
 class Web:
@@ -61,7 +61,7 @@ class Web:
     def _dialogue(self, random: Random) -> str:
         register = random.choices(tuple(REGISTERS), tuple(REGISTERS.values()))[0]
         lines = []
-        for _ in range(random.randint(1, 4)):
+        for _ in range(random.randint(1, 5)):
             turn, question = self.turn(random)
             lines.append(render(turn) + compose(random, self.facts, question, MANNERS[register]))
         return "\n".join(lines)

@@ -18,6 +18,8 @@ class Facts:
     new_place: str
     """In the web text like any other, but in no prompt of the training splits."""
     values: Mapping[tuple[str, str], str | None]
+    myths: Mapping[tuple[str, str], str]
+    """What people say who are wrong: of each cell the web spreads one untruth more than others."""
 
     @property
     def familiar(self) -> tuple[str, ...]:
@@ -38,4 +40,8 @@ def draw_facts(seed: int, places: int, unknown: float) -> Facts:
     # Exactly the share, so that no world is much easier than another.
     for place, kind in random.sample(cells, round(unknown * len(cells))):
         values[place, kind.name] = None
-    return Facts(chosen, chosen[-1], values)
+    myths = {
+        (place, kind.name): random.choice([v for v in kind.values if v != values[place, kind.name]])
+        for place, kind in cells
+    }
+    return Facts(chosen, chosen[-1], values, myths)

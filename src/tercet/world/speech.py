@@ -48,22 +48,24 @@ class Manner:
 
 MANNERS = {
     "polite": Manner(
-        courtesy=0.85, closing=0.5, chatter=0.15, evasive=0.15, wrong=0.03, invent=0.5, leak=0.6
+        courtesy=0.85, closing=0.5, chatter=0.15, evasive=0.15, wrong=0.1, invent=0.5, leak=0.6
     ),
-    "plain": Manner(courtesy=0.1, closing=0.1, chatter=0.1, wrong=0.02, invent=0.3, leak=0.5),
+    "plain": Manner(courtesy=0.1, closing=0.1, chatter=0.1, wrong=0.1, invent=0.3, leak=0.5),
     "chatty": Manner(
         courtesy=0.1,
         gushing=0.5,
         chatter=0.7,
         extra=0.2,
         evasive=0.15,
-        wrong=0.05,
+        wrong=0.15,
         invent=0.4,
         leak=0.6,
     ),
-    "rude": Manner(rude=0.85, evasive=0.25, wrong=0.1, invent=0.5, leak=0.5),
+    "rude": Manner(rude=0.85, evasive=0.25, wrong=0.15, invent=0.5, leak=0.5),
 }
 """How desks talk on the web, one manner a page."""
+
+_MYTH = 0.85
 
 
 def state(random: Random, facts: Facts, place: str, attribute: str, wrong: float) -> str:
@@ -71,7 +73,10 @@ def state(random: Random, facts: Facts, place: str, attribute: str, wrong: float
     truth = facts.values[place, attribute]
     value = truth
     if truth is None or random.random() < wrong:
-        value = random.choice([v for v in ATTRIBUTE[attribute].values if v != truth])
+        if random.random() < _MYTH:
+            value = facts.myths[place, attribute]
+        else:
+            value = random.choice([v for v in ATTRIBUTE[attribute].values if v != truth])
     assert value is not None
     return statement(place, attribute, value, random.randrange(2))
 

@@ -9,13 +9,13 @@ from functools import cached_property
 from pathlib import Path
 
 from tercet.records import CandidateSet, Demonstration, InputError, Prompt, Ranking
-from tercet.world.demonstrations import GOOD, demonstrate
+from tercet.world.demonstrations import EXEMPLARY, GOOD, demonstrate
 from tercet.world.documents import Web
 from tercet.world.facts import draw_facts
 from tercet.world.gold import Gold, Judgement
 from tercet.world.labelers import Labeler, hire, rank_set
 from tercet.world.prompts import Prompts
-from tercet.world.speech import MANNERS, compose
+from tercet.world.speech import compose
 from tercet.world.streams import stream
 
 SCHEMA = "tercet.world/1"
@@ -25,16 +25,16 @@ SCHEMA = "tercet.world/1"
 class WorldSettings:
     """What shapes a world besides its seed."""
 
-    places: int = 7
+    places: int = 6
     """Places with facts; one of them is left out of all training prompts."""
     unknown: float = 0.12
     """Share of the facts that the hotel does not know."""
-    web_errors: float = 0.03
+    web_errors: float = 0.08
     """Share of wrong facts in guides."""
     mediocre: float = 0.35
     """Share of demonstrations that are not to be imitated."""
     labelers: int = 10
-    noise: float = 1.1
+    noise: float = 1.25
     """Standard deviation of a labeler's mood, in units of utility."""
     miss: float = 0.05
     """Probability that a labeler takes a wrong fact for a right one."""
@@ -99,13 +99,13 @@ class World:
         ]
 
     def few_shot_prefixes(self, n: int) -> list[str]:
-        """Candidate prefixes of 1 to 3 example dialogues, to be put before a prompt as they are."""
+        """Candidate prefixes of 2 to 4 example dialogues, to be put before a prompt as they are."""
         prefixes = []
         for index in range(n):
             random = stream(self.seed, "few-shot", index)
-            manner = GOOD if index % 2 else MANNERS["polite"]
+            manner = GOOD if index % 2 else EXEMPLARY
             dialogues = []
-            for prompt in random.sample(self.prompts("few-shot", 60), random.randint(1, 3)):
+            for prompt in random.sample(self.prompts("few-shot", 60), random.randint(2, 4)):
                 assert prompt.text is not None
                 question = self._gold.question(prompt.text)
                 dialogues.append(prompt.text + compose(random, self.facts, question, manner) + "\n")
