@@ -1,8 +1,8 @@
-"""What PPO learns from: replies of the current policy with scores, log-probs, values and advantages.
+"""What PPO learns from: replies of the current policy with scores, log-probs, values, advantages.
 
-Legend: B episodes (prompt by prompt, sample by sample), T reply tokens (right-padded, masked), n my share.
-Steps 2-6 of an iteration (InstructGPT C.4; Ziegler 2019): roll out, cut, score, evaluate under policy,
-reference and value model, then rewards and advantages over the batch of all ranks.
+Legend: B episodes (prompt by prompt, sample by sample), T reply tokens (right-padded, masked).
+Steps 2-6 of an iteration (InstructGPT C.4; Ziegler 2019): roll out, cut, score, evaluate under
+policy, reference and value model, then rewards and advantages over the batch of all ranks.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from tercet.objectives import (
     truncate_at_stop,
     whiten,
 )
+from tercet.records import RunFailed
 from tercet.rollout.engine import generate
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """The frozen reward model. With the policy's tokenizer it reads ids; with another it re-reads the text."""
+    """The frozen reward model: reads ids with the policy's tokenizer, texts with another."""
 
     model: nn.Module
     tokenizer: Any
@@ -79,7 +80,7 @@ class Replies:
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout batch of all ranks; every tensor is [B] or [B, T] float32 on the training device."""
+    """A rollout batch of all ranks; every tensor is [B] or [B, T] on the training device."""
 
     groups: list[Replies]
     episodes: list[list[int]]
@@ -94,7 +95,8 @@ class Experience:
     raw_score_B: Tensor
     score_B: Tensor
     stopped_B: Tensor
-    dropped: int
+    dropped_B: Tensor
+    """bool: no finite score, so nothing of it is learned"""
     rewards_BT: Tensor
     advantages_BT: Tensor
     returns_BT: Tensor
@@ -117,21 +119,32 @@ def collect(
     seed: int,
     ranks: Ranks,
 ) -> list[Replies]:
-    """Roll out my share of `prompts` (text, ids, key), measure it, and return everybody's, in order."""
+    """Roll out and measure my share of `prompts` (text, ids, key); everybody's, in their order."""
     mine = ranks.share(prompts)
     rolled = roll_out(policy, tokenizer, mine, sampling, seed)
     documents = [
         Document(ids, replies) for (_, ids, _), (replies, _, _) in zip(mine, rolled, strict=True)
     ]
     rows = teacher_force(policy, reference, value, documents, sampling, ranks.device)
+    eos = tokenizer.eos_token_id
     texts = [
         [
-            tokenizer.decode(reply[: len(reply) - stop], skip_special_tokens=True)
-            for reply, stop in zip(replies, stopped, strict=True)
+            tokenizer.decode(ids[:-1] if ids[-1] == eos else ids, skip_special_tokens=True)
+            for ids in replies
         ]
-        for replies, _, stopped in rolled
+        for replies, _, _ in rolled
     ]
-    scored = documents
+    # One rule from text to ids: a finished reply ends with EOS, also when another token stopped it.
+    scored = [
+        Document(
+            ids,
+            [
+                [*reply, eos] if end and reply[-1] != eos else reply
+                for reply, end in zip(replies, stopped, strict=True)
+            ],
+        )
+        for (_, ids, _), (replies, _, stopped) in zip(mine, rolled, strict=True)
+    ]
     if not scorer.same_tokenizer:
         scored = [
             encode_replies(scorer.tokenizer, prompt, text, stopped)
@@ -162,8 +175,8 @@ def roll_out(
 ) -> list[tuple[list[list[int]], list[list[float]], list[bool]]]:
     """Per prompt: replies as ids, the log-probs that the engine saw, whether each ended itself.
 
-    With `truncate_after` n only stop tokens at index >= n end a reply (Ziegler's code), so the whole
-    length is sampled first and cut afterwards.
+    With `truncate_after` n only stop tokens at index >= n end a reply (Ziegler's code), so the
+    whole length is sampled first and cut afterwards.
     """
     device = next(policy.parameters()).device
     with precision_context(device, sampling.precision):
@@ -206,9 +219,9 @@ def teacher_force(
     sampling: Sampling,
     device: torch.device,
 ) -> list[Rows]:
-    """Per document, per reply: (logp_old, logp_ref, values, entropy), by the training forward pass.
+    """Per document, per reply: (logp_old, logp_ref, values, entropy), by the training forward.
 
-    Policy and reference see the very same pack, so where they hold the same weights the KL is exactly 0.
+    Policy and reference see the very same pack: where their weights are equal the KL is exactly 0.
     """
     result: dict[int, Rows] = {}
     for group, tree in trees(documents, sampling.token_budget, device):
@@ -225,7 +238,7 @@ def teacher_force(
         lengths = tree.lengths.tolist()
         columns = [
             [row[:length] for row, length in zip(tree.replies(x).tolist(), lengths, strict=True)]
-            for x in (old_RL.float(), ref_RL.float(), value_RL.float(), entropy_RL.float())
+            for x in (old_RL, ref_RL, value_RL, entropy_RL)
         ]
         start = 0
         for i in group:
@@ -253,7 +266,7 @@ def judge_batch(
 ) -> Experience:
     """Rewards and advantages of a batch, whitened over the valid tokens of all ranks.
 
-    An episode whose score is not finite is masked out and counted; more than 1% of them raise RuntimeError.
+    An episode whose score is not finite is masked out and counted; more than 1% raise RunFailed.
     """
     flat = [(g, k) for g in range(len(groups)) for k in range(len(groups[g].replies))]
     longest = max(len(groups[g].replies[k]) for g, k in flat)
@@ -268,7 +281,7 @@ def judge_batch(
     finite_B = raw_B.isfinite()
     dropped = int((~finite_B).sum())
     if dropped > 0.01 * len(flat):
-        raise RuntimeError(
+        raise RunFailed(
             f"the reward model gave NaN or Inf to {dropped} of {len(flat)} replies of this batch; "
             "check its weights and precision"
         )
@@ -278,7 +291,10 @@ def judge_batch(
     kl_BT = kl_estimate(old_BT, ref_BT, kl_kind)
     rewards_BT = token_rewards(score_B, kl_BT, mask_BT, beta)
     if algorithm == "rloo":
+        # A dropped episode is a prompt of its own: its missing score is nobody's baseline.
         prompt_B = torch.tensor([g for g, _ in flat], device=device)
+        apart_B = len(groups) + torch.arange(len(flat), device=device)
+        prompt_B = torch.where(finite_B, prompt_B, apart_B)
         total_B = torch.where(mask_BT, rewards_BT, 0).sum(1)
         advantages_BT = torch.where(mask_BT, rloo(total_B, prompt_B)[:, None], 0)
         returns_BT = torch.zeros_like(advantages_BT)
@@ -302,7 +318,7 @@ def judge_batch(
         raw_score_B=raw_B,
         score_B=score_B,
         stopped_B=stopped_B,
-        dropped=dropped,
+        dropped_B=~finite_B,
         rewards_BT=rewards_BT,
         advantages_BT=advantages_BT,
         returns_BT=returns_BT,

@@ -12,30 +12,29 @@ from tercet.rollout.experience import Experience
 
 
 def summarise(batch: Experience, beta: float) -> dict[str, float]:
-    """Metrics of one rollout batch; everything per token is over valid tokens only."""
-    mask_BT = batch.mask_BT
-    kl_B = batch.kl_B
+    """Metrics of one rollout batch: over its valid tokens, and its episodes that have a score."""
+    mask_BT, kept_B = batch.mask_BT, ~batch.dropped_B
     kinds = {
         f"kl_{kind}": torch.where(
             mask_BT, kl_estimate(batch.logp_old_BT, batch.logp_ref_BT, kind), 0
-        ).sum(1)
+        ).sum(1)[kept_B]
         for kind in ("k1", "k2", "k3")
     }
-    length_B = mask_BT.sum(1).float()
+    kl_B, length_B = batch.kl_B[kept_B], mask_BT.sum(1)[kept_B].float()
     _, returns_mean, returns_var = masked_moments(batch.returns_BT, mask_BT)
     gap_BT = torch.where(mask_BT, (batch.logp_generated_BT - batch.logp_old_BT).abs(), 0)
     texts = [text for group in batch.groups for text in group.texts]
-    score_B = batch.raw_score_B.nan_to_num()
+    score_B = batch.raw_score_B[kept_B]
     numbers = {
         "score": score_B.mean(),
         "score_std": score_B.std(correction=0),
-        "rlhf_reward": (batch.score_B.nan_to_num() - beta * kl_B).mean(),
+        "rlhf_reward": (batch.score_B[kept_B] - beta * kl_B).mean(),
         "kl": kl_B.mean(),
         "kl_max": kl_B.max(),
         **{name: kl.mean() for name, kl in kinds.items()},
         "entropy": masked_mean(batch.entropy_BT, mask_BT),
         "length": length_B.mean(),
-        "frac_no_eos": (~batch.stopped_B).float().mean(),
+        "frac_no_eos": (~batch.stopped_B[kept_B]).float().mean(),
         "value_mean": masked_mean(batch.values_BT, mask_BT),
         "returns_mean": returns_mean,
         "returns_var": returns_var,
@@ -46,7 +45,7 @@ def summarise(batch: Experience, beta: float) -> dict[str, float]:
     }
     return {name: float(number) for name, number in numbers.items()} | {
         "beta": beta,
-        "dropped_episodes": float(batch.dropped),
+        "dropped_episodes": float(batch.dropped_B.sum()),
         "distinct_replies": len(set(texts)) / len(texts),
         "repetition": sum(map(repetition, texts)) / len(texts),
     }
@@ -67,7 +66,7 @@ def _correlation(x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
 def alarms(
     now: Mapping[str, float], history: Sequence[Mapping[str, float]], half_precision: bool
 ) -> list[str]:
-    """Sentences for what looks wrong this iteration; `history` holds the earlier ones, oldest first.
+    """Sentences for what looks wrong now; `history` holds earlier iterations, oldest first.
 
     Thresholds come with what they mean; none stops the run by itself.
     """
@@ -82,8 +81,8 @@ def alarms(
     tolerance = 2e-2 if half_precision else 1e-3
     alarm(
         abs(get("ratio_first_minibatch", 1.0) - 1) > tolerance,
-        f"ratio of the first minibatch is {get('ratio_first_minibatch'):.4f}, not 1: dropout, temperature "
-        "or stale log-probs",
+        f"ratio of the first minibatch is {get('ratio_first_minibatch'):.4f}, not 1: dropout, "
+        "temperature or stale log-probs",
     )
     alarm(
         get("logp_gap_generated") > (0.1 if half_precision else 1e-3),
@@ -98,9 +97,10 @@ def alarms(
     alarm(
         bool(history)
         and get("length") > 1.5 * first.get("length", math.inf)
-        and get("score_length_correlation") > 0.3,
-        f"length hacking: replies grew from {first.get('length', 0):.0f} to {get('length'):.0f} tokens and "
-        f"score correlates with length ({get('score_length_correlation'):.2f})",
+        # Once all replies are cut at the same length there is no correlation left to see.
+        and (get("score_length_correlation") > 0.3 or get("frac_no_eos") > 0.5),
+        f"length hacking: replies grew from {first.get('length', 0):.0f} to {get('length'):.0f} "
+        f"tokens; score correlates with length by {get('score_length_correlation'):.2f}",
     )
     alarm(
         get("repetition") > 0.2 and get("repetition") > 2 * first.get("repetition", 0),
@@ -108,7 +108,8 @@ def alarms(
     )
     alarm(
         len(history) >= 20 and get("explained_variance") < 0,
-        f"value model explains nothing after {len(history)} iterations ({get('explained_variance'):.2f})",
+        f"value model explains nothing after {len(history)} iterations "
+        f"({get('explained_variance'):.2f})",
     )
     alarm(
         get("value_clip_fraction", 0) > 0.5,

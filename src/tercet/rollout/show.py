@@ -24,9 +24,11 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 class Table:
     """One line an iteration, aligned, on stderr; alarms below the line they belong to."""
 
-    def __init__(self, show: bool, gold: bool) -> None:
+    def __init__(self, show: bool, gold: bool, ptx: bool) -> None:
         self.show = show
         self.gold = gold
+        # Known later than the first row, when only the value model trains at first.
+        self.later = {"clip_fraction", "approx_kl"} | ({"ptx_loss"} if ptx else set())
         self.columns: list[tuple[str, str, str]] = []
 
     def line(self, text: str) -> None:
@@ -37,7 +39,7 @@ class Table:
     def row(self, iteration: int, metrics: Mapping[str, float], alarms: Sequence[str]) -> None:
         """The numbers that matter of one iteration."""
         if not self.columns:
-            self.columns = [c for c in COLUMNS if c[0] in metrics or c[0] in ("clip_fraction",)]
+            self.columns = [c for c in COLUMNS if c[0] in metrics or c[0] in self.later]
             widths = [len(form.format(0.0)) for _, _, form in self.columns]
             heads = [
                 head.rjust(width) for (_, head, _), width in zip(self.columns, widths, strict=True)
@@ -66,8 +68,8 @@ def sample_page(batch: Experience, prompts: int, alarms: Sequence[str]) -> str:
         for k, row in enumerate(rows):
             end = "" if group.stopped[k] else "  [no EOS]"
             lines.append(
-                f"--- score {group.scores[k]:.2f}  KL {kl_B[row]:.2f}  {length_B[row]} tokens{end}\n"
-                f"{group.texts[k]}"
+                f"--- score {group.scores[k]:.2f}  KL {kl_B[row]:.2f}  "
+                f"{length_B[row]} tokens{end}\n{group.texts[k]}"
             )
         lines.append("")
     return "\n".join(lines)

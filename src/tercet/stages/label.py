@@ -1,4 +1,4 @@
-"""label: rankings of candidate sets by simulated labelers of the embedded world (people come with the page)."""
+"""label: rankings of candidate sets by the simulated labelers of the embedded world."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from tercet.data.split import split_of
+from tercet.judge.accuracy import labeler_agreement
 from tercet.model.shard import Ranks
 from tercet.records import CandidateSet, read_records, write_records
 from tercet.rundir import RunDir, progress
-from tercet.judge.accuracy import labeler_agreement
 from tercet.world import World
 
 

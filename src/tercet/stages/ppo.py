@@ -1,4 +1,4 @@
-"""ppo: PPO and PPO-ptx against a reward model, with a per-token KL to the frozen start (InstructGPT 3.5, C.4).
+"""ppo: PPO and PPO-ptx against a reward model, per-token KL to the frozen start (InstructGPT 3.5).
 
 Legend: B episodes of an iteration, T reply tokens, N valid tokens of a minibatch over all ranks.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from tercet.data.split import stable_key
-from tercet.data.importers import read_texts
-from tercet.data.tokens import encode_prompt, windows
+from tercet.data.tokens import encode_prompt
 from tercet.model.adapt import adapt, merge
 from tercet.model.checkpoint import Checkpoints
 from tercet.model.checks import check_first_ratio, check_start, reward_check
@@ -34,13 +34,13 @@ from tercet.model.train import (
     held_out_nll,
     nll_backward,
     precision_context,
+    read_windows,
     target_count,
     trees,
-    window_documents,
 )
 from tercet.model.tree import Document, logprobs, scalars
 from tercet.objectives import AdaptiveKL, policy_loss, reinforce_loss, value_loss
-from tercet.records import InputError, Prompt, prompt_text, read_records
+from tercet.records import InputError, Prompt, RunFailed, about, prompt_text, read_records
 from tercet.rollout.experience import Experience, Replies, Sampling, Scorer, collect, judge_batch
 from tercet.rollout.monitor import alarms, summarise
 from tercet.rollout.show import Table, before_and_after, sample_page
@@ -50,27 +50,31 @@ from tercet.world import World
 PRESETS: dict[str, dict[str, Any]] = {
     # InstructGPT C.3-C.5, 1.3B; what the paper does not print is as in its predecessors' code.
     "instructgpt": {
-        "episodes": 256_000, "rollout_batch": 512, "minibatch": 64, "inner_epochs": 1, "beta": 0.02,
-        "lr": 5e-6, "value_lr": 9e-6, "warmup_iterations": 10, "ema": 0.992, "adam_eps": 1e-5,
-        "ptx_coef": 27.8, "ptx_ratio": 8.0, "max_prompt_tokens": 1000, "max_new_tokens": 1000,
+        "episodes": 256_000, "rollout_batch": 512, "minibatch": 64, "inner_epochs": 1,
+        "beta": 0.02, "lr": 5e-6, "value_lr": 9e-6, "warmup_iterations": 10, "ema": 0.992,
+        "adam_eps": 1e-5, "ptx_coef": 27.8, "ptx_ratio": 8.0, "max_prompt_tokens": 1000,
+        "max_new_tokens": 1000,
     },
     # Stiennon 2020, 1.3B.
     "stiennon": {
-        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4, "beta": 0.05,
-        "lr": 1.5e-5, "value_lr": 1.5e-5, "lr_schedule": "linear", "temperature": 0.7, "adam_eps": 1e-5,
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
+        "beta": 0.05, "lr": 1.5e-5, "value_lr": 1.5e-5, "lr_schedule": "linear",
+        "temperature": 0.7, "adam_eps": 1e-5,
     },
     # Huang 2024, "The N+ implementation details".
     "nplus": {
-        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4, "beta": 0.05,
-        "lr": 3e-6, "value_lr": 3e-6, "lr_schedule": "linear", "temperature": 0.7, "adam_eps": 1e-5,
-        "max_new_tokens": 53, "missing_eos": "replace", "missing_eos_penalty": 1.0,
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
+        "beta": 0.05, "lr": 3e-6, "value_lr": 3e-6, "lr_schedule": "linear", "temperature": 0.7,
+        "adam_eps": 1e-5, "max_new_tokens": 53, "missing_eos": "replace",
+        "missing_eos_penalty": 1.0,
     },
     # Ziegler 2019, sentiment and descriptiveness.
     "ziegler": {
-        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4, "beta": 0.15,
-        "kl_target": 6.0, "kl_horizon": 10_000.0, "lr": 1e-5, "value_lr": 1e-5, "lr_schedule": "linear",
-        "whiten_rewards": True, "temperature": 0.7, "max_new_tokens": 24, "truncate_after": 16,
-        "missing_eos": "replace", "missing_eos_penalty": 1.0, "adam_style": "tf", "adam_eps": 1e-5,
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
+        "beta": 0.15, "kl_target": 6.0, "kl_horizon": 10_000.0, "lr": 1e-5, "value_lr": 1e-5,
+        "lr_schedule": "linear", "whiten_rewards": True, "temperature": 0.7,
+        "max_new_tokens": 24, "truncate_after": 16, "missing_eos": "replace",
+        "missing_eos_penalty": 1.0, "adam_style": "tf", "adam_eps": 1e-5,
     },
 }  # fmt: skip
 
@@ -181,17 +185,30 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        positive = ("rollout_batch", "minibatch", "inner_epochs", "samples", "max_new_tokens")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.episodes < self.rollout_batch:
+            raise ValueError(
+                f"episodes ({self.episodes}) must be at least rollout_batch ({self.rollout_batch})"
+            )
         for big, small in (("rollout_batch", "minibatch"), ("minibatch", "samples")):
             if getattr(self, big) % getattr(self, small):
                 raise ValueError(
-                    f"{big} ({getattr(self, big)}) must be a multiple of {small} ({getattr(self, small)})"
+                    f"{big} ({getattr(self, big)}) must be a multiple of {small} "
+                    f"({getattr(self, small)})"
                 )
         if self.temperature <= 0:
             raise ValueError("temperature must be above 0")
+        if self.context < 2:
+            raise ValueError("context must be at least 2")
         if self.ptx_coef and self.ptx_text is None:
             raise ValueError("ptx_coef above 0 needs ptx_text")
         if self.algorithm == "rloo" and self.samples < 2:
-            raise ValueError("rloo needs samples of at least 2: its baseline is the prompt's other replies")
+            raise ValueError(
+                "rloo needs samples of at least 2: its baseline is the prompt's other replies"
+            )
         if self.kl_target is not None and 0.2 * self.rollout_batch / self.kl_horizon >= 1:
             raise ValueError("kl_horizon must be above a fifth of rollout_batch")
 
@@ -213,20 +230,32 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     value = value_model(config, ranks, same_tokenizer)
     frozen = {"reference": parameter_hash(reference), "reward model": parameter_hash(reward)}
 
-    prompts = training_prompts(config, tokenizer)
-    check_context(policy, max(len(ids) for _, ids, _ in prompts) + config.max_new_tokens)
-    ptx, held_out = text_windows(config.ptx_text if config.ptx_coef else None, tokenizer, config), (
-        text_windows(config.held_out_text, tokenizer, config)
-    )
-    policy = adapt(policy, config.adapt)
+    prompts, dropped = training_prompts(config, tokenizer)
+    # A reply that stop_text ended gets an EOS before it is scored.
+    longest = max(len(ids) for _, ids, _ in prompts) + config.max_new_tokens
+    check_context(policy, longest)
+    if same_tokenizer:
+        check_context(reward, longest + bool(config.stop_text))
+    ptx = read_windows(config.ptx_text if config.ptx_coef else None, tokenizer, config.context)
+    held_out = read_windows(config.held_out_text, tokenizer, config.context)
+    check_context(policy, max((len(d.prompt) for d in ptx + held_out), default=0))
+    policy = adapt(policy, config.adapt, config.seed)
     policy.eval()  # dropout off in rollout and update alike, or the ratio is noise
-    style: dict[str, Any] = {"style": config.adam_style, "betas": config.betas, "eps": config.adam_eps}
+    style: dict[str, Any] = {
+        "style": config.adam_style,
+        "betas": config.betas,
+        "eps": config.adam_eps,
+    }
     policy_optimizer = adam(policy.parameters(), config.lr, **style)
-    value_optimizer = adam(value.parameters(), config.value_lr, **style) if value is not None else None
+    value_optimizer = (
+        adam(value.parameters(), config.value_lr, **style) if value is not None else None
+    )
     guards = {"policy": StepGuard(), "value": StepGuard()}
     ema = EMA(policy, config.ema) if config.ema is not None else None
     controller = (
-        AdaptiveKL(config.beta, config.kl_target, config.kl_horizon, config.beta_low, config.beta_high)
+        AdaptiveKL(
+            config.beta, config.kl_target, config.kl_horizon, config.beta_low, config.beta_high
+        )
         if config.kl_target is not None
         else None
     )
@@ -235,11 +264,12 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         config.samples, config.max_new_tokens, config.temperature, stop_ids(tokenizer, config),
         config.truncate_after, config.slots, config.token_budget, config.precision,
     )  # fmt: skip
-    before = held_out_nll(reference, held_out, ranks, token_budget=config.token_budget) if held_out else None
-    table = Table(ranks.main, gold=world is not None)
+    measure = partial(held_out_nll, token_budget=config.token_budget, precision=config.precision)
+    before = measure(reference, held_out, ranks) if held_out else None
+    table = Table(ranks.main, gold=world is not None, ptx=bool(ptx))
 
     with (
-        Checkpoints(run.checkpoints, ranks, run.fingerprint) as checkpoints,
+        Checkpoints(run.checkpoints, ranks, run.fingerprint, config.iterations) as checkpoints,
         progress(config.iterations, run.path.name, "iteration", show=ranks.main) as bar,
     ):
         start, beta = 0, config.beta
@@ -256,9 +286,12 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 controller.beta = beta
             for name, guard in guards.items():
                 guard.skipped, guard.in_a_row = state["guards"][name]
-            run.rewind(start - 1)
-            bar.advance(start)
-        history = [row for row in run.metrics() if "kl" in row]
+        run.rewind(start - 1)
+        bar.advance(start)
+        history = [
+            {name: x for name, x in row.items() if x is not None}
+            for row in (run.metrics() if ranks.main else [])
+        ]
 
         for iteration in range(start, config.iterations):
             # 1-5: prompts, replies, scores, log-probs and values under the policy as it is now.
@@ -289,9 +322,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                             batch.logp_generated_BT, half(config, ranks), ranks)  # fmt: skip
             metrics = summarise(batch, beta) | gold_numbers(world, groups)
             if config.kl_abort is not None and metrics["kl"] > config.kl_abort:
-                raise RuntimeError(
-                    f"mean sequence KL {metrics['kl']:.1f} passed kl_abort {config.kl_abort} at iteration "
-                    f"{iteration}; raise beta or lower lr"
+                raise RunFailed(
+                    f"mean sequence KL {metrics['kl']:.1f} passed kl_abort {config.kl_abort} at "
+                    f"iteration {iteration}; raise beta or lower lr"
                 )
             # 7: minibatches.
             factor = learning_rate_factor(config, iteration)
@@ -303,7 +336,10 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 iteration, config, ranks,
             )  # fmt: skip
             if iteration >= config.value_warmup:
-                check_first_ratio(metrics["ratio_first_minibatch"], half(config, ranks), iteration, ranks)
+                check_first_ratio(
+                    metrics["ratio_first_minibatch"], half(config, ranks), iteration,
+                    iteration == config.value_warmup, ranks,
+                )  # fmt: skip
             # 8: beta, log, samples.
             if controller is not None:
                 beta = controller.update(metrics["kl"], config.rollout_batch)
@@ -316,7 +352,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             bar.advance(1, score=metrics["score"], kl=metrics["kl"])
             checkpoints.offer(
                 iteration + 1,
-                lambda: {
+                lambda beta=beta: {
                     "policy": policy.state_dict(),
                     "policy_optimizer": policy_optimizer.state_dict(),
                     "value": value.state_dict() if value is not None else None,
@@ -326,23 +362,23 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                     "guards": {name: (g.skipped, g.in_a_row) for name, g in guards.items()},
                 },
             )
-        checkpoints.clear()
 
     now = {"reference": parameter_hash(reference), "reward model": parameter_hash(reward)}
     for name, digest in frozen.items():
         if now[name] != digest:
-            raise RuntimeError(f"the frozen {name} changed during training")
+            raise RunFailed(f"the frozen {name} changed during training; nothing was saved")
     table.line("frozen models: bit-identical at the end")
     if ema is not None:
         ema.load_into(policy)
     policy = merge(policy)
     summary: dict[str, Any] = {
         "iterations": config.iterations,
+        "dropped_long_prompts": dropped,
         "skipped_steps": {name: guard.skipped for name, guard in guards.items()},
         "last": history[-1] if history else {},
     }
     if held_out:
-        after = held_out_nll(policy, held_out, ranks, token_budget=config.token_budget)
+        after = measure(policy, held_out, ranks)
         summary |= {"held_out_nll_before": before, "held_out_nll": after}
     shown = [prompts[i] for i in range(min(config.show, len(prompts)))]
     pages = [
@@ -358,48 +394,42 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
 
 
 def value_model(config: Config, ranks: Ranks, same_tokenizer: bool) -> Any | None:
-    """The value model, a network of its own: a copy of the normalised reward model, or the policy's trunk."""
+    """A network of its own: a copy of the normalised reward model, or the policy's trunk."""
     if config.algorithm == "rloo":
         return None
     if config.value_init == "reward":
         if not same_tokenizer:
             raise InputError(
-                f"value_init = \"reward\": {config.reward} has another tokenizer than {config.policy}; "
-                'use value_init = "policy" and some value_warmup'
+                f'value_init = "reward": {config.reward} has another tokenizer than '
+                f'{config.policy}; use value_init = "policy" and some value_warmup'
             )
         return load_scalar(config.reward, device=ranks.device).eval()
     return load_scalar(config.policy, device=ranks.device, init="zero", seed=config.seed).eval()
 
 
-def training_prompts(config: Config, tokenizer: Any) -> list[tuple[str, list[int], int]]:
-    """(text, ids, key of its sampling noise) of each prompt that is short enough."""
+def training_prompts(
+    config: Config, tokenizer: Any
+) -> tuple[list[tuple[str, list[int], int]], int]:
+    """(text, ids, key of its sampling noise) of each prompt that is short enough; longer ones."""
     records = [
         p
         for p in read_records(config.prompts, Prompt)
         if config.split is None or p.split == config.split
     ]
-    encoded = [
-        (prompt_text(p), encode_prompt(tokenizer, prompt_text(p)), stable_key(p.id)) for p in records
-    ]
+    encoded = []
+    for p in records:
+        with about(f"{config.prompts}: prompt {p.id!r}"):
+            ids = encode_prompt(tokenizer, prompt_text(p))
+        encoded.append((prompt_text(p), ids, stable_key(p.id)))
     kept = [row for row in encoded if len(row[1]) <= config.max_prompt_tokens]
     needed = config.rollout_batch // config.samples
     if len(kept) < needed:
         raise InputError(
             f"{config.prompts}: {len(kept)} prompts of split {config.split!r} have at most "
-            f"{config.max_prompt_tokens} tokens, and one iteration needs {needed}; give more prompts or a "
-            "smaller rollout_batch"
+            f"{config.max_prompt_tokens} tokens, and one iteration needs {needed}; give more "
+            "prompts or a smaller rollout_batch"
         )
-    return kept
-
-
-def text_windows(path: Path | None, tokenizer: Any, config: Config) -> list[Document]:
-    """Windows of pretraining text, [] without a path."""
-    if path is None:
-        return []
-    documents = window_documents(windows(tokenizer, read_texts(path), config.context))
-    if not documents:
-        raise InputError(f"{path}: not one window of {config.context} tokens; give more text")
-    return documents
+    return kept, len(encoded) - len(kept)
 
 
 def stop_ids(tokenizer: Any, config: Config) -> tuple[int, ...]:
@@ -408,7 +438,9 @@ def stop_ids(tokenizer: Any, config: Config) -> tuple[int, ...]:
         return (tokenizer.eos_token_id,)
     ids = tokenizer.encode(config.stop_text, add_special_tokens=False)
     if len(ids) != 1:
-        raise InputError(f"stop_text {config.stop_text!r} is {len(ids)} tokens of this tokenizer, not one")
+        raise InputError(
+            f"stop_text {config.stop_text!r} is {len(ids)} tokens of this tokenizer, not one"
+        )
     return (tokenizer.eos_token_id, ids[0])
 
 
@@ -422,11 +454,13 @@ def half(config: Config, ranks: Ranks) -> bool:
 def learning_rate_factor(config: Config, iteration: int) -> float:
     """Warm-up over iterations times the schedule; the same for all minibatches of an iteration."""
     factor = warmup(iteration, config.warmup_iterations)
-    return factor * linear(iteration, config.iterations) if config.lr_schedule == "linear" else factor
+    return (
+        factor * linear(iteration, config.iterations) if config.lr_schedule == "linear" else factor
+    )
 
 
 def gold_numbers(world: World | None, groups: Sequence[Replies]) -> dict[str, float]:
-    """Mean gold utility of the rollouts with its standard error: for the record, never for training."""
+    """Mean gold utility of the rollouts and its standard error: on record, never trained on."""
     if world is None:
         return {}
     judged = torch.tensor(
@@ -444,7 +478,7 @@ def update(
     guards: dict[str, StepGuard], ema: EMA | None, batch: Experience, ptx: list[Document],
     iteration: int, config: Config, ranks: Ranks,
 ) -> dict[str, float]:  # fmt: skip
-    """All inner epochs and minibatches of one iteration; mean metrics, ratios of the first and last one."""
+    """All inner epochs and minibatches of one iteration; their mean metrics."""
     per_minibatch = config.minibatch // config.samples
     minibatches = len(batch.groups) // per_minibatch
     train_policy = iteration >= config.value_warmup
@@ -460,14 +494,17 @@ def update(
             mine = ranks.share(chosen)
             if train_policy:
                 policy_optimizer.zero_grad()
-                row |= policy_gradient(policy, batch, mine, total, len(chosen) * config.samples, config, ranks)
+                row |= policy_gradient(
+                    policy, batch, mine, total, len(chosen) * config.samples, config, ranks
+                )
                 if ptx:
                     row["ptx_loss"] = ptx_gradient(policy, ptx, draw, config, ranks)
                 ranks.sum_gradients(policy.parameters())
                 row["grad_norm"] = clip_gradients(policy.parameters(), config.max_grad_norm)
-                if guards["policy"].step(policy_optimizer, row["policy_loss"], row["grad_norm"]):
-                    if ema is not None:
-                        ema.update(policy)
+                guard = guards["policy"]
+                taken = guard.step(policy_optimizer, row["policy_loss"], row["grad_norm"])
+                if taken and ema is not None:
+                    ema.update(policy)
             if value is not None and value_optimizer is not None:
                 value_optimizer.zero_grad()
                 row |= value_gradient(value, batch, mine, total, config, ranks)
@@ -494,12 +531,15 @@ def merge_rows(log: list[dict[str, float]], guards: dict[str, StepGuard]) -> dic
 
 
 def policy_gradient(
-    policy: Any, batch: Experience, mine: Sequence[int], total: int, episodes: int, config: Config, ranks: Ranks
+    policy: Any, batch: Experience, mine: Sequence[int], total: int, episodes: int,
+    config: Config, ranks: Ranks,
 ) -> dict[str, float]:  # fmt: skip
     """Accumulate the policy gradient of my prompts' replies; metrics summed over ranks."""
     sums = torch.zeros(4, device=ranks.device)
     low, high = 1.0, 1.0
-    for group, tree in trees([batch.groups[i].document for i in mine], config.token_budget, ranks.device):
+    for group, tree in trees(
+        [batch.groups[i].document for i in mine], config.token_budget, ranks.device
+    ):
         rows = [row for g in group for row in batch.episodes[mine[g]]]
         with precision_context(ranks.device, config.precision):
             logp_RL = logprobs(policy, tree, config.temperature, where="replies")
@@ -524,8 +564,10 @@ def policy_gradient(
     }
 
 
-def ptx_gradient(policy: Any, ptx: list[Document], draw: int, config: Config, ranks: Ranks) -> float:
-    """Accumulate the pretraining gradient of one minibatch (InstructGPT C.4: 8 windows an episode)."""
+def ptx_gradient(
+    policy: Any, ptx: list[Document], draw: int, config: Config, ranks: Ranks
+) -> float:
+    """Accumulate a minibatch's pretraining gradient (InstructGPT C.4: 8 windows an episode)."""
     count = max(1, round(config.ptx_ratio * config.minibatch))
     chosen = [ptx[i] for i in batch_indices(len(ptx), min(count, len(ptx)), draw, config.seed + 29)]
     total = target_count(chosen) if config.ptx_reduction == "token_mean" else float(len(chosen))
@@ -546,7 +588,9 @@ def value_gradient(
 ) -> dict[str, float]:
     """Accumulate the value gradient of my prompts' replies; metrics summed over ranks."""
     sums = torch.zeros(2, device=ranks.device)
-    for group, tree in trees([batch.groups[i].document for i in mine], config.token_budget, ranks.device):
+    for group, tree in trees(
+        [batch.groups[i].document for i in mine], config.token_budget, ranks.device
+    ):
         rows = [row for g in group for row in batch.episodes[mine[g]]]
         with precision_context(ranks.device, config.precision):
             values_BT = tree.replies(tree.at_previous(scalars(value, tree)))

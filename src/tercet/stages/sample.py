@@ -12,7 +12,16 @@ from tercet.data.split import stable_key
 from tercet.data.tokens import encode_prompt
 from tercet.model.load import check_context, fingerprint, load_policy, load_tokenizer
 from tercet.model.shard import Ranks
-from tercet.records import Candidate, CandidateSet, InputError, Prompt, prompt_text, read_records, write_records
+from tercet.records import (
+    Candidate,
+    CandidateSet,
+    InputError,
+    Prompt,
+    about,
+    prompt_text,
+    read_records,
+    write_records,
+)
 from tercet.rollout.engine import generate
 from tercet.rundir import RunDir, progress
 
@@ -20,7 +29,7 @@ from tercet.rundir import RunDir, progress
 @dataclass(frozen=True, kw_only=True)
 class Config:
     policies: tuple[str, ...]
-    """Model folders to sample from, "name=path" or just a path; replies are spread over them evenly."""
+    """Model folders to sample from, "name=path" or just a path; each gives as many replies."""
     prompts: Path
     """tercet.prompt/1 records."""
     split: str | None = None
@@ -69,7 +78,7 @@ def k_range(k: str) -> tuple[int, int]:
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
-    """Draw K replies a prompt, resample duplicates, and write `candidates.jsonl` with provenance."""
+    """Draw K replies a prompt, resample duplicates, write `candidates.jsonl` with provenance."""
     prompts = [
         p
         for p in read_records(config.prompts, Prompt)
@@ -82,7 +91,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     tokenizers = [load_tokenizer(path) for _, path in named]
     mine = ranks.share(prompts)
     slots = plan(mine, config, len(policies))
-    encoded = [[encode_prompt(t, prompt_text(p)) for p in mine] for t in tokenizers]
+    encoded = [[encode(t, p, config.prompts) for p in mine] for t in tokenizers]
     for model, ids in zip(policies, encoded, strict=True):
         check_context(model, max((len(i) for i in ids), default=0) + config.max_new_tokens)
 
@@ -97,14 +106,21 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                         s for s in missing if (s.policy, s.temperature) == (policy, temperature)
                     ]
                     seed = config.seed + 7919 * attempt + 104_729 * policy
+                    seed += int(1000 * temperature)
+                    step = ranks.size if attempt == 0 else 0
                     draw(
-                        part, policies[policy], tokenizers[policy], encoded[policy], mine, seed, config,
-                        lambda: bar.advance(ranks.size if attempt == 0 else 0),
+                        part, policies[policy], tokenizers[policy], encoded[policy], mine, seed,
+                        config, lambda step=step: bar.advance(step),
                     )  # fmt: skip
 
     keep = unique(slots)
     sets = ranks.gather([candidate_set(p, keep.get(i, []), named) for i, p in enumerate(mine)])
     whole = [s for s in sets if s is not None]
+    if not whole:
+        raise InputError(
+            f"{config.prompts}: no prompt got two different replies, so there is nothing to rank; "
+            "raise max_new_tokens or temperatures, or train the policies longer"
+        )
     if ranks.main:
         write_records(run.path / "candidates.jsonl", whole)
         run.finish(
@@ -115,9 +131,17 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 "replies": sum(len(s.candidates) for s in whole),
                 "asked_replies": sum(draw_k(p, config) for p in prompts),
                 "unfinished": sum(c.finish == "length" for s in whole for c in s.candidates),
-                "policies": {name: fingerprint(t) for (name, _), t in zip(named, tokenizers, strict=True)},
+                "policies": {
+                    name: fingerprint(t) for (name, _), t in zip(named, tokenizers, strict=True)
+                },
             }
         )
+
+
+def encode(tokenizer: Any, prompt: Prompt, source: Path) -> list[int]:
+    """Ids of a prompt; `source` names the file in errors."""
+    with about(f"{source}: prompt {prompt.id!r}"):
+        return encode_prompt(tokenizer, prompt_text(prompt))
 
 
 def name_and_path(text: str) -> tuple[str, Path]:
@@ -135,7 +159,7 @@ def draw_k(prompt: Prompt, config: Config) -> int:
 
 
 def plan(prompts: list[Prompt], config: Config, policies: int) -> list[Slot]:
-    """Which policy and temperature each reply comes from: all in turn, from a random start a prompt."""
+    """Policy and temperature of each reply: all in turn, from a random start for each prompt."""
     slots = []
     for i, prompt in enumerate(prompts):
         start = random.Random(f"{config.seed} start {prompt.id}").randrange(1_000_000)
@@ -163,7 +187,7 @@ def draw(
         max_new_tokens=config.max_new_tokens,
         stop_ids=[tokenizer.eos_token_id],
         temperature=slots[0].temperature,
-        seed=seed + int(1000 * slots[0].temperature),
+        seed=seed,
         keys=[stable_key(prompts[i].id) for i in order],
         slots=config.slots,
         on_finish=lambda _: on_finish(),
@@ -177,7 +201,7 @@ def draw(
 
 
 def unsatisfied(slots: list[Slot]) -> list[Slot]:
-    """Slots whose reply is missing, empty, or equal (after strip) to an earlier one of its prompt."""
+    """Slots whose reply is missing, empty, or equal (after strip) to another of its prompt."""
     seen: set[tuple[int, str]] = set()
     bad = []
     for slot in slots:
@@ -216,5 +240,8 @@ def candidate_set(
         for k, slot in enumerate(slots)
     ]
     return CandidateSet(
-        id=f"set/{prompt.id}", prompt_id=prompt.id, prompt=prompt_text(prompt), candidates=candidates
+        id=f"set/{prompt.id}",
+        prompt_id=prompt.id,
+        prompt=prompt_text(prompt),
+        candidates=candidates,
     )

@@ -36,15 +36,20 @@ class Config:
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
-    """Sample every epoch on the same prompts with the same seed, keep the best mean reward (InstructGPT 3.5)."""
+    """Sample every epoch on the same prompts and seed, keep the highest reward (InstructGPT 3.5)."""
     folders = sorted(path for path in config.epochs.glob("*") if (path / "config.json").exists())
     if not folders:
-        raise InputError(f"{config.epochs}: no model folder of an epoch here; run `tercet sft` first")
+        raise InputError(
+            f"{config.epochs}: no model folder of an epoch here; run `tercet sft` first"
+        )
     prompts = [p for p in read_records(config.prompts, Prompt) if p.split == config.split]
     prompts = prompts[: config.max_prompts]
     if not prompts:
         raise InputError(f"{config.prompts}: no prompt has split {config.split!r}")
-    reward, reward_tokenizer = load_scalar(config.reward, device=ranks.device), load_tokenizer(config.reward)
+    reward, reward_tokenizer = (
+        load_scalar(config.reward, device=ranks.device),
+        load_tokenizer(config.reward),
+    )
     check_probe(reward, reward_tokenizer, config.reward)
     mine = ranks.share(prompts)
     table = []
@@ -61,7 +66,13 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 keys=[stable_key(p.id) for p in mine],
             )
             replies = [
-                (tokenizer.decode(r.tokens[: len(r.tokens) - r.stopped]), r.stopped) for r in rollouts
+                (
+                    tokenizer.decode(
+                        r.tokens[: len(r.tokens) - r.stopped], skip_special_tokens=True
+                    ),
+                    r.stopped,
+                )
+                for r in rollouts
             ]
             documents = ranks.gather(
                 [
