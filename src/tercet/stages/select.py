@@ -36,7 +36,7 @@ class Config:
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
-    """Sample every epoch on the same prompts and seed, keep the highest reward (InstructGPT 3.5)."""
+    """Sample every epoch on the same prompts and seed, keep the best reward (InstructGPT 3.5)."""
     folders = sorted(path for path in config.epochs.glob("*") if (path / "config.json").exists())
     if not folders:
         raise InputError(
