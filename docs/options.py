@@ -1,4 +1,6 @@
-"""Prints docs/recipes.md from the stages' Config classes: `python docs/options.py > docs/recipes.md`.
+"""Prints docs/recipes.md from the stages' Config classes.
+
+    python docs/options.py > docs/recipes.md
 
 The sentence under each field is what the page says about it, so that the page cannot tell another
 story than the code. `tests/test_docs.py` fails when the page is stale.
@@ -18,7 +20,7 @@ from tercet.pipeline import STEPS, Step, step_table
 
 PACKAGE = Path(__file__).parents[1] / "src" / "tercet"
 
-# Sentences for options that mean the same wherever they stand, where a class does not say it itself.
+# Sentences for options that mean the same everywhere, where a class does not say it itself.
 EVERYWHERE = {
     "seed": "Seed of this stage; `[run] seed` unless set.",
     "max_new_tokens": "Tokens in a reply at most.",
@@ -30,7 +32,7 @@ EVERYWHERE = {
     "kl_horizon": "Episodes over which beta adapts (Ziegler 2019: 10,000).",
     "beta_low": "Lower bound of an adapting beta.",
     "beta_high": "Upper bound of an adapting beta.",
-    "whiten_advantages": "Whiten advantages over the valid tokens of the rollout batch of all ranks.",
+    "whiten_advantages": "Whiten advantages over the valid tokens of all ranks' rollouts.",
     "whiten_rewards": "Scale rewards to unit variance before the advantages; the mean stays.",
     "adam_style": "Where eps stands: torch's form, or that of Ziegler 2019's code.",
     "adam_eps": "Adam's eps.",
@@ -40,7 +42,7 @@ EVERYWHERE = {
     "pretrain": "Files of text.",
     "lr_schedule": "After the warm-up: constant, or linearly to 0 at the last iteration.",
     "root": "Folder of all runs.",
-    "tie_width": "Replies this close to the best of a tie group share its rank, in units of utility.",
+    "tie_width": "Replies this close to the best of a tie group share its rank.",
 }
 
 INTRODUCTION = """\
@@ -74,15 +76,19 @@ ptx_coef = 1.0
 
 | rule | |
 | --- | --- |
-| run all stages | `tercet run RECIPE`, also `--until STAGE`, `--name NAME`, `--seed N`, `--root`, `--device`, `--processes`, `--threads` |
-| run one stage | `tercet STAGE RECIPE --option value`; stage names have a dash where tables have `_`: `tercet ppo-ptx RECIPE` is not a verb, its table runs under `tercet run` |
-| option on the command line | `--kebab-case value`; a switch is `--name` or `--no-name`; a nested option is `--clean.pii` |
+| run all stages | `tercet run RECIPE`, also `--until STAGE`, `--name NAME`, `--seed N`, \
+`--root`, `--device`, `--processes`, `--threads` |
+| run one stage | `tercet STAGE RECIPE --option value`; the verbs are those of `tercet --help` |
+| option on the command line | `--kebab-case value`; a switch is \
+`--name` or `--no-name`; a nested option is `--clean.pii` |
 | `none` | the text "none" unsets an optional value |
 | a whole number | is accepted where a number is wanted |
 | unknown table or option | refused with the nearest known name |
-| what comes first | command line, then the stage's table, then the table it starts from, then the preset, then the paths of the run, then the defaults |
+| what comes first | command line, then the stage's table, then the table it starts from, \
+then the preset, then the paths of the run, then the defaults |
 | `--seed N` without `--name` | the run's folder becomes `NAME-seedN` |
-| a finished stage | is skipped while its configuration and the content of its inputs are the same |
+| a finished stage | is skipped while its configuration and the content of its inputs \
+are the same |
 
 "from the run" in the tables below: unless set, what earlier stages of the same run give. `RUN` is
 `runs/NAME`. An optional path that no stage of the recipe makes stays unset. The tables show a
@@ -103,9 +109,9 @@ ABOUT = {
     "`[[data.rankings]]`, `[[data.prompts]]` and `[[data.pretrain]]` name one file each.",
     "pretrain": "A small language model from plain text, or more text for an existing one.",
     "sft": "Step 1: supervised fine-tuning on demonstrations.",
-    "rl_init": "The model that PPO starts from and measures its KL to: a second, shorter fine-tuning "
-    "with pretraining text mixed in (InstructGPT C.3). Takes the options of `[sft]`, and its values "
-    "where it does not set its own.",
+    "rl_init": "The model that PPO starts from and measures its KL to: a second, shorter "
+    "fine-tuning with pretraining text mixed in (InstructGPT C.3). Takes the options of `[sft]`, "
+    "and its values where it does not set its own.",
     "sample": "K replies to each prompt, for labelers to rank.",
     "label": "Rankings by the simulated labelers of the embedded world.",
     "rm": "Step 2: the reward model.",
@@ -233,7 +239,8 @@ def presets() -> Iterator[str]:
 
 def page() -> str:
     """docs/recipes.md."""
-    lines = [INTRODUCTION, "## [run]", "", *table(options("pipeline.py", "Run"), {})]
+    run = "\n".join(table(options("pipeline.py", "Run"), {}))
+    lines = [INTRODUCTION, "## [run]", "", run.replace("required", "the recipe's file name")]
     seen: set[str] = set()
     for step in STEPS:
         name = step_table(step)
