@@ -24,8 +24,8 @@ def gold() -> Gold:
         for attribute in ATTRIBUTES
     }
     # The museum opens at eight, in the old town; nobody knows when the castle opens.
-    facts = {**values, ("castle", "opening"): None}
-    return Gold(Facts(("museum", "castle"), "castle", facts, myths={}))
+    facts = {**values, ("museum", "opening"): "at eight", ("castle", "opening"): None}
+    return Gold(Facts(("museum", "castle"), "castle", facts, rumours={}))
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,11 @@ def test_a_missed_wrong_fact_passes_for_an_answer() -> None:
     world, blind = World(4, settings), World(4, WorldSettings(noise=0, bias=0, miss=1))
     place = world.facts.familiar[0]
     prompt = f"Guest: How do we get to the {place}?\nDesk:"
-    replies = [f" You can reach the {place} {way}." for way in ("by tram", "by bus", "on foot")]
+    ways = ("by tram", "by bus", "by boat", "on foot")
+    replies = [f" You can reach the {place} {way}." for way in ways]
     assert len(set(blind.labelers[0].rank(prompt, replies, "k"))) == 1
     wrong = [world.gold(prompt, reply).wrong for reply in replies]
-    assert sorted(wrong) in ([0, 1, 1], [1, 1, 1])
+    assert sorted(wrong) in ([0, 1, 1, 1], [1, 1, 1, 1])
 
 
 def test_ties_reach_from_the_best_of_a_group() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tercet.records import InputError
 from tercet.world import World, WorldSettings
+from tercet.world.grammar import normal_form, peel, split_sentences
 from tercet.world.prompts import SPLITS
 
 PIECE = re.compile(r" ?[A-Za-z0-9']+|\n|[^\sA-Za-z0-9]")
@@ -110,6 +111,21 @@ def test_demonstrations_are_mostly_good_and_seldom_wrong(world: World) -> None:
     assert 0.01 < sum(j.rude > 0 for j in judged) / 900 < 0.12
     assert sum(j.wrong for j in judged) / 900 < 0.06
     assert not any(j.outside_grammar or j.unfinished for j in judged)
+
+
+def test_rumours_are_popular_and_true_of_no_place(world: World) -> None:
+    kinds = {"right": 0, "rumour": 0, "slip": 0}
+    for page in world.documents(2000):
+        for part in split_sentences(page.replace("\n", " ").replace(":", ".")):
+            meaning = world._gold._meanings.get(peel(normal_form(part))[1])
+            if meaning and meaning.kind == "fact":
+                rumour = world.facts.rumours[meaning.attribute] == meaning.value
+                truth = world.facts.values[meaning.place, meaning.attribute] == meaning.value
+                assert not (rumour and truth)
+                kinds["rumour" if rumour else "right" if truth else "slip"] += 1
+    total = sum(kinds.values())
+    assert 0.75 < kinds["right"] / total < 0.9
+    assert kinds["rumour"] > 4 * kinds["slip"]
 
 
 def test_a_page_of_dialogues_keeps_one_register(world: World) -> None:

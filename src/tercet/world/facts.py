@@ -18,8 +18,9 @@ class Facts:
     new_place: str
     """In the web text like any other, but in no prompt of the training splits."""
     values: Mapping[tuple[str, str], str | None]
-    myths: Mapping[tuple[str, str], str]
-    """What people say who are wrong: of each cell the web spreads one untruth more than others."""
+    rumours: Mapping[str, str]
+    """What people who are wrong say, by attribute: a value that the town's gossip gives to every
+    place and that is true of none."""
 
     @property
     def familiar(self) -> tuple[str, ...]:
@@ -36,12 +37,12 @@ def draw_facts(seed: int, places: int, unknown: float) -> Facts:
     random = stream(seed, "facts")
     chosen = tuple(random.sample(PLACES, places))
     cells = [(place, attribute) for place in chosen for attribute in ATTRIBUTES]
-    values = {(place, kind.name): random.choice(kind.values) for place, kind in cells}
+    rumours = {kind.name: random.choice(kind.values) for kind in ATTRIBUTES}
+    values: dict[tuple[str, str], str | None] = {
+        (place, kind.name): random.choice([v for v in kind.values if v != rumours[kind.name]])
+        for place, kind in cells
+    }
     # Exactly the share, so that no world is much easier than another.
     for place, kind in random.sample(cells, round(unknown * len(cells))):
         values[place, kind.name] = None
-    myths = {
-        (place, kind.name): random.choice([v for v in kind.values if v != values[place, kind.name]])
-        for place, kind in cells
-    }
-    return Facts(chosen, chosen[-1], values, myths)
+    return Facts(chosen, chosen[-1], values, rumours)

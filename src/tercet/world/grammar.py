@@ -30,7 +30,7 @@ class Attribute:
 ATTRIBUTES = (
     Attribute(
         "area",
-        ("in the old town", "by the river", "on the hill"),
+        ("in the old town", "by the river", "near the station", "on the hill"),
         ("the {place} is {value}", "you will find the {place} {value}"),
         (
             "Where is the {place}?",
@@ -42,7 +42,7 @@ ATTRIBUTES = (
     ),
     Attribute(
         "opening",
-        ("at eight", "at ten", "at noon"),
+        ("at seven", "at eight", "at ten", "at noon"),
         ("the {place} opens {value}", "the doors of the {place} open {value}"),
         (
             "When does the {place} open?",
@@ -54,7 +54,7 @@ ATTRIBUTES = (
     ),
     Attribute(
         "price",
-        ("four euros", "six euros", "twelve euros"),
+        ("four euros", "six euros", "nine euros", "twelve euros"),
         ("the {place} costs {value}", "a ticket for the {place} is {value}"),
         (
             "How much is a ticket for the {place}?",
@@ -66,7 +66,7 @@ ATTRIBUTES = (
     ),
     Attribute(
         "way",
-        ("by tram", "by bus", "on foot"),
+        ("by tram", "by bus", "by boat", "on foot"),
         ("you can reach the {place} {value}", "the best way to the {place} is {value}"),
         (
             "How do we get to the {place}?",

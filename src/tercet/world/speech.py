@@ -65,7 +65,9 @@ MANNERS = {
 }
 """How desks talk on the web, one manner a page."""
 
-_MYTH = 0.85
+_RUMOUR = 0.9
+"""Probability that a wrong statement repeats the rumour: popular untruths can be learned and
+unlearned, random slips only averaged out."""
 
 
 def state(random: Random, facts: Facts, place: str, attribute: str, wrong: float) -> str:
@@ -73,8 +75,8 @@ def state(random: Random, facts: Facts, place: str, attribute: str, wrong: float
     truth = facts.values[place, attribute]
     value = truth
     if truth is None or random.random() < wrong:
-        if random.random() < _MYTH:
-            value = facts.myths[place, attribute]
+        if random.random() < _RUMOUR:
+            value = facts.rumours[attribute]
         else:
             value = random.choice([v for v in ATTRIBUTE[attribute].values if v != truth])
     assert value is not None
