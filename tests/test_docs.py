@@ -43,10 +43,8 @@ def _defined(node: ast.stmt) -> set[str]:
 
 
 def rows(text: str, first: str) -> dict[str, str]:
-    """Table rows whose first cell matches `first`, as cell -> the whole line."""
-    found = re.findall(rf"^\| `?({first})`? \|.*$", text, re.MULTILINE)
+    """Table rows whose first cell matches `first`, as cell -> the last such line."""
     lines = re.finditer(rf"^\| `?(?P<cell>{first})`? \|.*$", text, re.MULTILINE)
-    assert len(set(found)) == len(found), "a row occurs twice"
     return {line["cell"]: line[0] for line in lines}
 
 
