@@ -12,6 +12,7 @@ from tercet.world.speech import Manner, compose
 from tercet.world.streams import stream
 
 EXEMPLARY = Manner(courtesy=1.0, closing=0.6)
+"""What the writer of a few-shot prefix takes pains to show."""
 GOOD = Manner(courtesy=0.6, closing=0.45, wrong=0.03, invent=0.05, leak=0.02)
 
 MEDIOCRE = {
@@ -21,8 +22,8 @@ MEDIOCRE = {
     "gushing": (0.2, Manner(gushing=1.0, courtesy=0.3, closing=0.3, wrong=0.06, invent=0.1)),
     "careless": (0.07, Manner(courtesy=0.4, closing=0.3, wrong=0.4, invent=0.6, leak=0.4)),
 }
-"""Share among the mediocre, and how they talk. Few state wrong facts: the reward model should have
-to tell a wrong fact from a right one rarely enough to learn it."""
+"""Share among the mediocre, and how they talk. Most are mediocre in manner, few in facts, so that
+a model trained on them has much to gain and little to unlearn."""
 
 DEMONSTRATORS = 12
 

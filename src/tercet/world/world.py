@@ -99,13 +99,13 @@ class World:
         ]
 
     def few_shot_prefixes(self, n: int) -> list[str]:
-        """Candidate prefixes of 2 to 4 example dialogues, to be put before a prompt as they are."""
+        """Candidate prefixes of 2 or 3 example dialogues, to be put before a prompt as they are."""
         prefixes = []
         for index in range(n):
             random = stream(self.seed, "few-shot", index)
             manner = GOOD if index % 2 else EXEMPLARY
             dialogues = []
-            for prompt in random.sample(self.prompts("few-shot", 60), random.randint(2, 4)):
+            for prompt in random.sample(self.prompts("few-shot", 60), random.randint(2, 3)):
                 assert prompt.text is not None
                 question = self._gold.question(prompt.text)
                 dialogues.append(prompt.text + compose(random, self.facts, question, manner) + "\n")
