@@ -85,7 +85,7 @@ def nll_backward(
     `total` is the target count of the whole optimizer batch on all ranks, so that micro-batches and
     ranks do not change the step (InstructGPT App. C). Returns my part of sum(w * nll) / total.
     """
-    loss = torch.zeros((), device=ranks.device)
+    loss = torch.zeros((), device=ranks.device, dtype=torch.float64)
     for _, tree in trees(documents, token_budget, ranks.device):
         with precision_context(ranks.device, precision):
             logp_RL = logprobs(model, tree, where="weighted")

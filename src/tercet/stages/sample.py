@@ -95,7 +95,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     for model, ids in zip(policies, encoded, strict=True):
         check_context(model, max((len(i) for i in ids), default=0) + config.max_new_tokens)
 
-    with progress(len(slots) * ranks.size, "sample", "reply", show=ranks.main) as bar:
+    with progress(len(slots) * ranks.size, "sample", "sample", show=ranks.main) as bar:
         for attempt in range(config.resample + 1):
             missing = unsatisfied(slots)
             if not missing:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tercet.data.tokens import encode_prompt, encode_reply
 from tercet.model.adapt import adapt, merge
 from tercet.model.checkpoint import Checkpoints, seed_all
+from tercet.model.checks import check_eos
 from tercet.model.load import (
     check_context,
     load_policy,
@@ -111,6 +112,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             "chosen; mark some, or let `tercet data` split by user"
         )
     check_context(model, max(len(d.prompt) + len(d.replies[0]) for d in train + valid))
+    check_eos(train, tokenizer.eos_token_id, ranks)
     mixed = config.mixed
     web = read_windows(config.pretrain_text, tokenizer, config.context) if mixed else []
     web_held_out = (
