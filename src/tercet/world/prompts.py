@@ -34,7 +34,7 @@ SHARES = {
 NEW_PLACE = "test-new-place"
 SPLITS = (*SHARES, NEW_PLACE)
 
-MIX = {"fact": 0.66, "double": 0.06, "service": 0.12, "private": 0.10, "arrival": 0.06}
+MIX = {"fact": 0.62, "double": 0.10, "service": 0.12, "private": 0.10, "arrival": 0.06}
 """The part of a split that each kind of question makes up, until a rare kind has no more."""
 
 _GUEST_PROMPTS = 3

@@ -107,7 +107,7 @@ def compose(random: Random, facts: Facts, question: Question, manner: Manner) ->
     if random.random() < manner.evasive:
         bodies = [random.choice(EVASIONS)]
     sorry = bodies[0].startswith("I do not know") or bodies[0] in REFUSALS
-    polite = random.random() < manner.courtesy and bodies[0] not in (*EVASIONS, *WELCOMES)
+    polite = random.random() < manner.courtesy and bodies[0] not in EVASIONS
     begin = random.choice(APOLOGIES if sorry else COURTESIES) if polite else ""
     spoken = [sentence(body, begin if i == 0 else "") for i, body in enumerate(bodies)]
     if random.random() < manner.extra:

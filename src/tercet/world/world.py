@@ -27,14 +27,14 @@ class WorldSettings:
 
     places: int = 6
     """Places with facts; one of them is left out of all training prompts."""
-    unknown: float = 0.12
+    unknown: float = 0.1
     """Share of the facts that the hotel does not know."""
     web_errors: float = 0.08
     """Share of wrong facts in guides."""
     mediocre: float = 0.35
     """Share of demonstrations that are not to be imitated."""
     labelers: int = 10
-    noise: float = 1.15
+    noise: float = 1.1
     """Standard deviation of a labeler's mood, in units of utility."""
     miss: float = 0.05
     """Probability that a labeler takes a wrong fact for a right one."""
