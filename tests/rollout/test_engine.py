@@ -250,3 +250,14 @@ def test_float32_on_a_gpu_gives_the_cpus_greedy_tokens(name: str, folder: Path) 
     options: dict[str, Any] = {"max_new_tokens": 14, "stop_ids": [2], "greedy": True, "slots": 5}
     on_gpu = generate(load_policy(path, device="cuda"), MANY, **options)
     assert replies(on_gpu) == replies(generate(load_policy(path), MANY, **options))
+
+
+def test_autocast_samples_from_float32_weights(folder: Path) -> None:
+    """PPO on a GPU samples its float32 policy under bf16 autocast; the CPU's autocast is alike."""
+    model = load_policy(saved("llama", folder))
+    options: dict[str, Any] = {"max_new_tokens": 8, "stop_ids": [2], "greedy": True, "slots": 3}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = generate(model, MANY, **options)
+    exact = generate(model, MANY, **options)
+    first = [abs(a.logprobs[0] - b.logprobs[0]) for a, b in zip(low, exact, strict=True)]
+    assert 0 < max(first) < 0.1

@@ -99,6 +99,11 @@ def tree_attention(
     """
     refuse_unknown(module, attention_mask, dropout, unknown)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary tables leave float32 queries beside bf16 values, which neither FlexAttention
+        # nor a cache of one type takes.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if cache_view is not None:
         return cache_view.attend(module, query, key, value, scale, sliding_window, softcap), None
     layout: Layout | None = getattr(tree, "layout", tree)
@@ -107,10 +112,6 @@ def tree_attention(
             "this model was loaded for tercet, whose attention needs tree= or cache_view=; "
             'for other uses call model.set_attn_implementation("sdpa") first'
         )
-    if torch.is_autocast_enabled(query.device.type):
-        # Rotary tables leave float32 queries beside bf16 values, which FlexAttention refuses.
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if query.is_cuda and query.dtype != torch.float64:
         output = _flex(query, key, value, layout.block_mask(sliding_window), scale, softcap)
     elif softcap is not None:
