@@ -5,6 +5,7 @@ Sentences are runs of the words below; a prompt asks for two of them, a good rep
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,7 @@ def stage(main: Callable[..., None], config: Any, path: Path, ranks: Ranks | Non
     run.fingerprint = "test"
     run.start(config, [], ["test"])
     main(config, run, ranks or Ranks())
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
     return run
 
 

@@ -316,5 +316,5 @@ def normalise(model: Any, tokenizer: Any, config: Config, ranks: Ranks) -> tuple
         dtype=torch.float64,
     )
     mean, deviation = float(scores.mean()), float(scores.std(correction=0))
-    set_bias(model, float(scalar_head(model).bias) - mean)
+    set_bias(model, scalar_head(model).bias.item() - mean)
     return mean, deviation
