@@ -22,7 +22,7 @@ def candidate_sets(world: World, n: int) -> list[CandidateSet]:
         question = world._gold.question(prompt.text)
         replies: list[str] = []
         for _ in range(random.randint(4, 9)):
-            manner = random.choice(manners) if random.random() < 0.35 else GOOD
+            manner = random.choice(manners) if random.random() < 0.3 else GOOD
             reply = compose(random, world.facts, question, manner)
             if random.random() < 0.06:
                 words = reply.split(" ")

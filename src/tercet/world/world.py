@@ -34,7 +34,7 @@ class WorldSettings:
     mediocre: float = 0.35
     """Share of demonstrations that are not to be imitated."""
     labelers: int = 10
-    noise: float = 1.1
+    noise: float = 1.0
     """Standard deviation of a labeler's mood, in units of utility."""
     miss: float = 0.05
     """Probability that a labeler takes a wrong fact for a right one."""
