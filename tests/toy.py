@@ -139,7 +139,7 @@ def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
 def distance(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
     """Largest absolute difference."""
     assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
