@@ -12,13 +12,14 @@ STAGES = {
     "data": "make the records: the embedded world, or imports of your own files",
     "pretrain": "train a small language model from plain text, or continue one",
     "sft": "step 1: fine-tune on demonstrations",
+    "rl-init": "a second SFT with pretraining text mixed in, where PPO starts",
     "sample": "draw K replies a prompt from one or several policies",
     "label": "rank the replies with simulated labelers",
     "rm": "step 2: train the reward model on rankings",
     "select": "choose the supervised model's epoch by reward",
-    "ppo": "step 3: PPO, or PPO-ptx, against the reward model",
+    "ppo": "step 3: PPO against the reward model",
+    "ppo-ptx": "the same with pretraining gradients mixed in",
     "eval": "win rates of all arms with intervals, and the alignment tax",
-    "report": "figures and tables of a run",
 }
 
 HELP = f"""\

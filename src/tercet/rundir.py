@@ -52,9 +52,12 @@ class RunDir:
         argv: Sequence[str],
         ranks_size: int = 1,
         table: str = "",
+        run: Any = None,
     ) -> None:
-        """Writes config.toml (under `[table]` if given) and environment.json; a done.json of an
-        earlier run goes away, metrics and checkpoints stay for resuming.
+        """Writes config.toml, `config` as `[table]` below `run` as `[run]`, and environment.json.
+
+        With both given the file is a recipe that can be run as is. A done.json of an earlier run
+        goes away, metrics and checkpoints stay for resuming.
 
         Raises:
             InputError: an input does not exist.
@@ -64,7 +67,8 @@ class RunDir:
         hashes = {str(path): content_hash(path) for path in inputs}
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "done.json").unlink(missing_ok=True)
-        write_atomically(self.path / "config.toml", to_toml(config, table).encode())
+        text = (to_toml(run, "run") + "\n" if run is not None else "") + to_toml(config, table)
+        write_atomically(self.path / "config.toml", text.encode())
         _write_json(self.path / "environment.json", environment(config, argv, ranks_size, hashes))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

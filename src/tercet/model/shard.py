@@ -1,20 +1,22 @@
 """The ranks of one program: who I am, what my share is, and sums over everybody.
 
-Losses are sums divided by a *global* count, so gradients are added over ranks, never averaged, and the
-result does not depend on how many ranks there are. One rank is the same program with nothing to add.
+Losses are sums divided by a *global* count, so gradients are added over ranks, never averaged, and
+the result does not depend on how many ranks there are. One rank is the same program with nothing
+to add.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from tercet.records import InputError
 
@@ -31,11 +33,11 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @staticmethod
     def start(device: str = "auto") -> Ranks:
-        """Join the process group that the environment describes (RANK, WORLD_SIZE); one rank needs none.
+        """Join the process group that RANK and WORLD_SIZE describe; one rank needs none.
 
         device: "auto" (CUDA when there is one), "cpu", "cuda" or "cuda:1".
         Raises InputError when the asked device does not exist.
@@ -45,7 +47,7 @@ class Ranks:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device.startswith("cuda"):
             if not torch.cuda.is_available():
-                raise InputError(f"device {device!r}: no CUDA device here; use device = \"cpu\"")
+                raise InputError(f'device {device!r}: no CUDA device here; use device = "cpu"')
             if device == "cuda":
                 device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}"
             torch.cuda.set_device(device)
@@ -53,9 +55,15 @@ class Ranks:
             raise InputError(f"device {device!r} is not known; use auto, cpu, cuda or cuda:N")
         if size > 1 and not dist.is_initialized():
             backend = "nccl" if device.startswith("cuda") else "gloo"
-            method = os.environ.get("TERCET_RENDEZVOUS", "env://")  # a file when `tercet run` forked us
+            method = os.environ.get(
+                "TERCET_RENDEZVOUS", "env://"
+            )  # a file when `tercet run` forked us
             dist.init_process_group(
-                backend, init_method=method, rank=rank, world_size=size, timeout=timedelta(minutes=30)
+                backend,
+                init_method=method,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(minutes=30),
             )
         return Ranks(rank, size, torch.device(device))
 
@@ -69,7 +77,7 @@ class Ranks:
         return list(items[self.rank :: self.size])
 
     def gather(self, mine: Sequence[T]) -> list[T]:
-        """The inverse of `share` on every rank: everybody's results in the order of the whole batch."""
+        """The inverse of `share`, on every rank: all results in the order of the whole batch."""
         if self.size == 1:
             return list(mine)
         parts: list[Any] = [None] * self.size
@@ -109,11 +117,9 @@ class Ranks:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         grads = [p.grad for p in trained if p.grad is not None]
-        flat = torch._utils._flatten_dense_tensors(grads)
+        flat = _flatten_dense_tensors(grads)
         dist.all_reduce(flat)
-        for grad, summed in zip(
-            grads, torch._utils._unflatten_dense_tensors(flat, grads), strict=True
-        ):
+        for grad, summed in zip(grads, _unflatten_dense_tensors(flat, grads), strict=True):
             grad.copy_(summed)
 
     def barrier(self) -> None:

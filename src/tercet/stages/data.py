@@ -1,4 +1,4 @@
-"""data: your own files, or public ones, as the records of a run: demonstrations, rankings, prompts, text."""
+"""data: your own files, or public ones, as a run's demonstrations, rankings, prompts and text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Source(ImportConfig):
     max_chars: int | None = None
     """leave out rows whose prompt and longest reply together have more characters"""
     best_replies: bool = False
-    """under `demonstrations`: the file holds rankings, and first-ranked replies serve as demonstrations"""
+    """under `demonstrations`: the file holds rankings; first-ranked replies are demonstrations"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +82,19 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         texts, held_out = read_pretraining(config, bar)
 
     test = {r.prompt_id for r in [*demonstrations, *rankings] if r.split == "test"}
-    # Words, not tokens: the run's tokenizer does not exist yet; sft, rm and ppo count tokens themselves.
+    # Words, not tokens: there is no tokenizer yet; sft, rm and ppo count tokens themselves.
     # A file's "train" is divided again by user, because files seldom hold a validation split.
     undivided = [
-        d.model_copy(update={"split": None if d.split == "train" else d.split}) for d in demonstrations
+        d.model_copy(update={"split": None if d.split == "train" else d.split})
+        for d in demonstrations
     ]
     cleaned = clean(undivided, config.clean, count_tokens=lambda text: len(text.split()))
     kept = [d for d in cleaned.records if d.split == "test" or d.prompt_id not in test]
     kept = augment([d for d in kept if d.split == "train"], config.augment) + [
         d for d in kept if d.split != "train"
     ]
-    ranked = [
-        r.model_copy(update={"split": "test" if r.prompt_id in test else r.split or "train"})
-        for r in rankings
-    ]
+    valid = {d.prompt_id for d in kept if d.split == "valid"}
+    ranked = [r.model_copy(update={"split": ranking_split(r, test, valid)}) for r in rankings]
     prompts = split_prompts([*kept, *ranked], more_prompts(config), test, config)
 
     run.path.mkdir(parents=True, exist_ok=True)
@@ -109,12 +108,19 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         {
             "demonstrations": dict(by_split(kept)),
             "dropped": cleaned.dropped,
-            "rankings": {s: sum(r.split == s for r in ranked) for s in ("train", "test")},
+            "rankings": {s: sum(r.split == s for r in ranked) for s in ("train", "valid", "test")},
             "prompts": dict(by_split(prompts)),
             "pretraining_documents": len(texts),
             "held_out_documents": len(held_out),
         }
     )
+
+
+def ranking_split(ranking: Ranking, test: set[str], valid: set[str]) -> str:
+    """A prompt held out anywhere is held out here too."""
+    if ranking.prompt_id in test:
+        return "test"
+    return "valid" if ranking.prompt_id in valid else ranking.split or "train"
 
 
 def read_demonstrations(path: Path, source: Source) -> list[Demonstration]:
@@ -128,9 +134,9 @@ def read_demonstrations(path: Path, source: Source) -> list[Demonstration]:
 def read_rankings(path: Path, source: Source) -> list[Ranking]:
     """Rankings of one file."""
     found = importers.rankings(path, source)
-    return [
-        r for r in found if short(r.prompt, [reply.text for reply in r.replies], source)
-    ][: source.limit]
+    return [r for r in found if short(r.prompt, [reply.text for reply in r.replies], source)][
+        : source.limit
+    ]
 
 
 def short(prompt: str, replies: Sequence[str], source: Source) -> bool:
@@ -150,8 +156,8 @@ def read_pretraining(config: Config, bar: Meter) -> tuple[list[str], list[str]]:
         bar.advance(1)
     if not train or not held_out:
         raise InputError(
-            f"{config.pretrain[0].path}: {len(train)} training and {len(held_out)} held-out documents; "
-            "give a text of more documents, so that some can be held out"
+            f"{config.pretrain[0].path}: {len(train)} training and {len(held_out)} held-out "
+            "documents; give a text of more documents, so that some can be held out"
         )
     return train[: config.max_texts], held_out[: config.held_out_texts]
 
@@ -166,9 +172,12 @@ def more_prompts(config: Config) -> list[Prompt]:
 
 
 def split_prompts(
-    records: Iterable[Demonstration | Ranking], prompts: Iterable[Prompt], test: set[str], config: Config
+    records: Iterable[Demonstration | Ranking],
+    prompts: Iterable[Prompt],
+    test: set[str],
+    config: Config,
 ) -> list[Prompt]:
-    """Every prompt once, as "ppo", "valid" or "test"; prompts of validation demonstrations are "valid"."""
+    """Every prompt once, as "ppo", "valid" or "test"; where a record is "valid", its prompt is."""
     valid = {r.prompt_id for r in records if r.split == "valid"}
     shares = {"ppo": config.ppo_fraction, "valid": 1 - config.ppo_fraction}
     found: dict[str, Prompt] = {p.id: p for p in prompts}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tercet.data.split import split_of
+from tercet.data.split import owner, split_of
 from tercet.judge.accuracy import labeler_agreement
 from tercet.model.shard import Ranks
-from tercet.records import CandidateSet, read_records, write_records
+from tercet.records import CandidateSet, Prompt, read_records, write_records
 from tercet.rundir import RunDir, progress
 from tercet.world import World
 
@@ -18,6 +18,8 @@ from tercet.world import World
 class Config:
     candidates: Path
     """tercet.candidates/1 records."""
+    prompts: Path | None = None
+    """The prompts' records: held-out prompts are chosen by user, so none is on both sides."""
     world: Path
     """world.json of the embedded world whose simulated labelers rank."""
     mode: Literal["simulated"] = "simulated"
@@ -39,11 +41,12 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     world = World.load(config.world)
     if not ranks.main:
         return
+    users = {p.id: owner(p) for p in read_records(config.prompts, Prompt)} if config.prompts else {}
     shares = {"valid": config.valid_fraction, "train": 1 - config.valid_fraction}
     rankings = []
     with progress(len(sets), "label", "prompt", show=ranks.main) as bar:
         for candidates in sets:
-            split = split_of(candidates.prompt_id, shares, f"label {config.seed}")
+            split = split_of(owner(candidates, users), shares, f"label {config.seed}")
             people = config.valid_labelers if split == "valid" else 1
             rankings += world.label([candidates], people, split)
             bar.advance(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tercet.data.importers import read_texts
 from tercet.data.tokens import train_tokenizer, windows
@@ -85,13 +85,15 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         tokenizer = load_tokenizer(config.base)
         model = load_policy(config.base, device=ranks.device)
     else:
-        tokenizer = ranks.broadcast(
+        trained: Any = ranks.broadcast(
             train_tokenizer(texts, kind=config.tokenizer, vocab_size=config.vocabulary)
             if ranks.main
             else None
         )
+        tokenizer = trained
         settings = {"max_position_embeddings": max(2048, config.context)} | config.model
-        model = new_policy(settings, tokenizer, seed=config.seed).to(ranks.device)
+        model: Any = new_policy(settings, tokenizer, seed=config.seed)
+        model.to(device=ranks.device)
     check_context(model, config.context)
     with about(str(config.text)):
         documents = window_documents(windows(tokenizer, texts, config.context))

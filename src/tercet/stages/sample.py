@@ -243,5 +243,5 @@ def candidate_set(
         id=f"set/{prompt.id}",
         prompt_id=prompt.id,
         prompt=prompt_text(prompt),
-        candidates=candidates,
+        candidates=tuple(candidates),
     )

@@ -1,4 +1,4 @@
-"""world: raw material from the embedded world: web text, demonstrations, prompts. All of it is simulated."""
+"""world: web text, demonstrations and prompts from the embedded world. All of it is simulated."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Config:
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
-    """Write world.json, pretrain.jsonl, held_out.jsonl, demonstrations.jsonl, prompts.jsonl, prefixes.jsonl."""
+    """Write the world, its web text, demonstrations, prompts and candidate few-shot prefixes."""
     if not ranks.main:
         return
     world = World(config.seed, WorldSettings(**(config.settings or {})))
