@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tercet.pipeline import STEPS, Step, step_table
+from tercet.pipeline.steps import STEPS, Step
 
 PACKAGE = Path(__file__).parents[1] / "src" / "tercet"
 
@@ -216,7 +216,7 @@ def table(found: list[Option], wired: dict[str, Any]) -> Iterator[str]:
 
 def wired_paths(step: Step) -> dict[str, Any]:
     """What the pipeline sets for a step of a recipe that has every table."""
-    return dict(step.wire(Path("RUN"), {step_table(other) for other in STEPS}))
+    return dict(step.wire(Path("RUN"), {other.table for other in STEPS}))
 
 
 def presets() -> Iterator[str]:
@@ -239,15 +239,15 @@ def presets() -> Iterator[str]:
 
 def page() -> str:
     """docs/recipes.md."""
-    run = "\n".join(table(options("pipeline.py", "Run"), {}))
+    run = "\n".join(table(options("pipeline/recipe.py", "Run"), {}))
     lines = [INTRODUCTION, "## [run]", "", run.replace("required", "the recipe's file name")]
     seen: set[str] = set()
     for step in STEPS:
-        name = step_table(step)
+        name = step.table
         lines += [f"## [{name}]", "", ABOUT[name], ""]
         wired = wired_paths(step)
         if step.module in seen:
-            first = next(other for other in STEPS if step_table(other) == step.like)
+            first = next(other for other in STEPS if other.table == step.like)
             extra = [key for key in wired if key not in wired_paths(first)]
             lines += [f"- `{key}` is, from the run, `{wired[key]}`." for key in extra] + [""]
             continue
