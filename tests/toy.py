@@ -116,10 +116,12 @@ def ranking(i: int, source: random.Random) -> Ranking:
 
 def stage(main: Callable[..., None], config: Any, path: Path, ranks: Ranks | None = None) -> RunDir:
     """Run a stage as the pipeline does, in a folder of its own; returns the folder."""
-    run = RunDir(path)
+    ranks = ranks or Ranks()
+    run = RunDir(path, ranks.main)
     run.fingerprint = "test"
     run.start(config, [], ["test"])
-    main(config, run, ranks or Ranks())
+    main(config, run, ranks)
+    ranks.barrier()
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     return run
 

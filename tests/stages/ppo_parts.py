@@ -16,15 +16,14 @@ from tercet.rollout.experience import (
     teacher_force,
 )
 from tercet.stages.ppo import Config
-from tests.model.architectures import VOCABULARY, saved
+from tests.model.architectures import VOCABULARY
 
 CPU = torch.device("cpu")
 SAMPLING = Sampling(1, 8, 1.0, (2,), 0, 8, 10_000, "float32")
 
 
-def models(folder: Path) -> tuple[Any, Any]:
-    """(policy, value) of gpt2, which has no float32 inside; all scores far from 0."""
-    path = saved("gpt2", folder)
+def models(path: Path) -> tuple[Any, Any]:
+    """(policy, value) of a gpt2 folder: gpt2 has no float32 inside."""
     policy = load_policy(path, dtype=torch.float64)
     return policy, load_scalar(path, dtype=torch.float64, init="normal", seed=3)
 

@@ -132,7 +132,7 @@ def test_a_changed_reference_stops_the_run(config, tmp_path, monkeypatch):
         return collect(policy, reference, *rest)
 
     monkeypatch.setattr(ppo, "collect", tamper)
-    with pytest.raises(RunFailed, match="KL to the reference|frozen reference changed"):
+    with pytest.raises(RunFailed, match=r"KL to the reference|frozen reference changed"):
         stage(main, config, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
     assert not (tmp_path / "run" / "done.json").exists()

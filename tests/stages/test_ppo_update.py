@@ -11,6 +11,7 @@ from tercet.model.shard import Ranks
 from tercet.model.train import batch_indices, target_count, window_documents
 from tercet.stages import ppo
 from tercet.stages.ppo import policy_gradient, ptx_gradient, update, value_gradient
+from tests.model.architectures import saved
 from tests.stages.ppo_parts import batch, config, models
 from tests.toy import distance, gradients
 
@@ -21,7 +22,7 @@ ALL = [0, 1, 2, 3]
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    return models(tmp_path_factory.mktemp("ppo"))
+    return models(saved("gpt2", tmp_path_factory.mktemp("ppo")))
 
 
 @pytest.fixture
