@@ -47,9 +47,6 @@ from tercet.rollout.show import Table, before_and_after, sample_page
 from tercet.rundir import RunDir, progress
 from tercet.world import World
 
-CLASSIC: dict[str, Any] = {"warmup_iterations": 0, "ema": None, "betas": (0.9, 0.999)}
-"""What the papers before InstructGPT do not have, or have otherwise."""
-
 PRESETS: dict[str, dict[str, Any]] = {
     # InstructGPT C.3-C.5, 1.3B; what the paper does not print is as in its predecessors' code.
     "instructgpt": {
@@ -60,20 +57,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Stiennon 2020, 1.3B.
     "stiennon": {
-        **CLASSIC, "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
+        "warmup_iterations": 0, "ema": None, "betas": (0.9, 0.999),
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
         "beta": 0.05, "lr": 1.5e-5, "value_lr": 1.5e-5, "lr_schedule": "linear",
         "temperature": 0.7, "adam_eps": 1e-5,
     },
     # Huang 2024, "The N+ implementation details".
     "nplus": {
-        **CLASSIC, "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
+        "warmup_iterations": 0, "ema": None, "betas": (0.9, 0.999),
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
         "beta": 0.05, "lr": 3e-6, "value_lr": 3e-6, "lr_schedule": "linear", "temperature": 0.7,
         "adam_eps": 1e-5, "max_new_tokens": 53, "missing_eos": "replace",
         "missing_eos_penalty": 1.0,
     },
     # Ziegler 2019, sentiment and descriptiveness.
     "ziegler": {
-        **CLASSIC, "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
+        "warmup_iterations": 0, "ema": None, "betas": (0.9, 0.999),
+        "episodes": 1_000_000, "rollout_batch": 512, "minibatch": 512, "inner_epochs": 4,
         "beta": 0.15, "kl_target": 6.0, "kl_horizon": 10_000.0, "lr": 1e-5, "value_lr": 1e-5,
         "lr_schedule": "linear", "whiten_rewards": True, "temperature": 0.7,
         "max_new_tokens": 24, "truncate_after": 16, "missing_eos": "replace",
