@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -73,19 +73,22 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     with progress(sources, "data", "source", show=True) as bar:
         demonstrations: list[Demonstration] = []
         for source in config.demonstrations:
-            demonstrations += read_demonstrations(config.root / source.path, source)
+            demonstrations += read_demonstrations(located(source, config))
             bar.advance(1)
         rankings: list[Ranking] = []
         for source in config.rankings:
-            rankings += read_rankings(config.root / source.path, source)
+            rankings += read_rankings(located(source, config))
             bar.advance(1)
         texts, held_out = read_pretraining(config, bar)
 
     test = {r.prompt_id for r in [*demonstrations, *rankings] if r.split == "test"}
+    judged = {r.prompt_id for r in rankings if r.split == "valid"}
     # Words, not tokens: there is no tokenizer yet; sft, rm and ppo count tokens themselves.
     # A file's "train" is divided again by user, because files seldom hold a validation split.
     undivided = [
-        d.model_copy(update={"split": None if d.split == "train" else d.split})
+        d.model_copy(update={"split": "valid" if d.prompt_id in judged else None})
+        if d.split in (None, "train")
+        else d
         for d in demonstrations
     ]
     cleaned = clean(undivided, config.clean, count_tokens=lambda text: len(text.split()))
@@ -93,7 +96,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     kept = augment([d for d in kept if d.split == "train"], config.augment) + [
         d for d in kept if d.split != "train"
     ]
-    valid = {d.prompt_id for d in kept if d.split == "valid"}
+    valid = {d.prompt_id for d in kept if d.split == "valid"} | judged
     ranked = [r.model_copy(update={"split": ranking_split(r, test, valid)}) for r in rankings]
     prompts = split_prompts([*kept, *ranked], more_prompts(config), test, config)
 
@@ -123,17 +126,23 @@ def ranking_split(ranking: Ranking, test: set[str], valid: set[str]) -> str:
     return "valid" if ranking.prompt_id in valid else ranking.split or "train"
 
 
-def read_demonstrations(path: Path, source: Source) -> list[Demonstration]:
+def located(source: Source, config: Config) -> Source:
+    """The source with its paths below `root`."""
+    contexts = config.root / source.contexts if source.contexts else None
+    return replace(source, path=config.root / source.path, contexts=contexts)
+
+
+def read_demonstrations(source: Source) -> list[Demonstration]:
     """Demonstrations of one file, or the best replies of a file of rankings."""
     if source.best_replies:
-        return importers.best_replies(read_rankings(path, source))
-    found = importers.demonstrations(path, source)
+        return importers.best_replies(read_rankings(source))
+    found = importers.demonstrations(source.path, source)
     return [d for d in found if short(prompt_text(d), [d.response], source)][: source.limit]
 
 
-def read_rankings(path: Path, source: Source) -> list[Ranking]:
+def read_rankings(source: Source) -> list[Ranking]:
     """Rankings of one file."""
-    found = importers.rankings(path, source)
+    found = importers.rankings(source.path, source)
     return [r for r in found if short(r.prompt, [reply.text for reply in r.replies], source)][
         : source.limit
     ]
@@ -167,18 +176,23 @@ def more_prompts(config: Config) -> list[Prompt]:
     return [
         prompt
         for source in config.prompts
-        for prompt in importers.prompts(config.root / source.path, source)[: source.limit]
+        for prompt in importers.prompts(config.root / source.path, located(source, config))[
+            : source.limit
+        ]
     ]
 
 
 def split_prompts(
-    records: Iterable[Demonstration | Ranking],
+    records: Sequence[Demonstration | Ranking],
     prompts: Iterable[Prompt],
     test: set[str],
     config: Config,
 ) -> list[Prompt]:
-    """Every prompt once, as "ppo", "valid" or "test"; where a record is "valid", its prompt is."""
-    valid = {r.prompt_id for r in records if r.split == "valid"}
+    """Every prompt once, as "ppo", "valid" or "test"; where a record is "valid", its prompt is,
+    and every prompt of its user."""
+    held_out = [r for r in records if r.split == "valid"]
+    valid = {r.prompt_id for r in held_out}
+    people = {r.user_id for r in held_out if isinstance(r, Demonstration) and r.user_id}
     shares = {"ppo": config.ppo_fraction, "valid": 1 - config.ppo_fraction}
     found: dict[str, Prompt] = {p.id: p for p in prompts}
     for record in records:
@@ -191,7 +205,7 @@ def split_prompts(
     for prompt in found.values():
         if prompt.id in test or prompt.split == "test":
             split = "test"
-        elif prompt.id in valid:
+        elif prompt.id in valid or prompt.user_id in people:
             split = "valid"
         else:
             split = split_of(prompt.user_id or prompt.id, shares, f"prompts {config.seed}")

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from tercet.config import build
 from tercet.model.shard import Ranks
 from tercet.records import Prompt, write_records
 from tercet.rundir import RunDir
@@ -43,7 +44,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     """Write the world, its web text, demonstrations, prompts and candidate few-shot prefixes."""
     if not ranks.main:
         return
-    world = World(config.seed, WorldSettings(**(config.settings or {})))
+    world = World(config.seed, build(WorldSettings, config.settings or {}, "[world] settings"))
     run.path.mkdir(parents=True, exist_ok=True)
     world.save(run.path / "world.json")
     texts = {
