@@ -149,3 +149,56 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
         for name, p in model.named_parameters()
     }
+
+
+def write_recipe(toy: Toy, folder: Path, processes: int = 1, extra: str = "") -> Path:
+    """The toy language from text to policy; inputs are copies that a test may change."""
+    for path in (toy.text, toy.held_out, toy.demonstrations, toy.rankings, toy.prompts):
+        shutil.copy(path, folder)
+    recipe = folder / "toy.toml"
+    recipe.write_text(
+        f"""
+[run]
+root = "{folder}/runs"
+processes = {processes}
+
+[pretrain]
+text = "{folder}/text.jsonl"
+tokenizer = "word"
+vocabulary = 60
+context = 8
+batch = 8
+warmup = 2
+
+[pretrain.model]
+model_type = "llama"
+hidden_size = 16
+intermediate_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+initializer_range = 0.3
+
+[sft]
+demonstrations = "{folder}/demonstrations.jsonl"
+batch = 8
+epochs = 2
+lr = 1e-2
+
+[rm]
+rankings = "{folder}/rankings.jsonl"
+demonstrations = "{folder}/demonstrations.jsonl"
+batch = 8
+lr = 1e-2
+
+[ppo]
+prompts = "{folder}/prompts.jsonl"
+episodes = 32
+rollout_batch = 16
+minibatch = 8
+max_new_tokens = 6
+lr = 1e-3
+{extra}
+"""
+    )
+    return recipe
