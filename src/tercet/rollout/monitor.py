@@ -85,7 +85,7 @@ def alarms(
         "temperature or stale log-probs",
     )
     alarm(
-        get("logp_gap_generated") > (0.1 if half_precision else 1e-3),
+        get("logp_gap_generated") > (0.25 if half_precision else 1e-3),
         f"generation and training log-probs differ by {get('logp_gap_generated'):.3g}",
     )
     alarm(get("kl_k1") < -0.1, f"KL is {get('kl_k1'):.2f}: below 0 means a sampling mismatch")
