@@ -278,7 +278,8 @@ def test_the_average_is_what_is_saved(config, toy, last, tmp_path, ema, equal_to
 
 
 def test_an_adapter_trains_alone_and_is_merged(config, toy, tmp_path):
-    run = stage(main, replace(config, adapt="lora:2"), tmp_path / "run")
+    """Its own dropout is off, too, or the first ratio would not be 1."""
+    run = stage(main, replace(config, adapt="lora:2,dropout=0.5"), tmp_path / "run")
     assert run.metrics()[0]["kl_k2"] == 0  # the adapter starts as the identity
     before, after = weights(toy.policy), weights(run.model)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -294,6 +295,17 @@ def test_cut_lengths_and_options_of_ziegler(config, tmp_path):
     rows = stage(main, options, tmp_path / "run").metrics()
     assert rows[0]["length"] > 3
     assert rows[2]["lr"] == pytest.approx(2e-3 * 0.28 / 3)
+
+
+def test_each_iteration_draws_its_own_replies(config, tmp_path):
+    still = replace(config, rollout_batch=32, episodes=64, show=32, lr=0.0, value_lr=0.0)
+    run = stage(main, still, tmp_path / "run")
+    pages = [
+        set((run.path / "samples" / f"iteration-000{i}.txt").read_text().split("=== "))
+        for i in (0, 1)
+    ]
+    assert len(pages[0]) == len(pages[1]) == 33
+    assert len(pages[0] & pages[1]) < 5  # the same prompts and policy, other noise
 
 
 def test_an_empty_stop_and_a_long_one_are_told_apart(config, toy):

@@ -9,8 +9,8 @@ import torch
 from tercet.model.optim import EMA, StepGuard, adam
 from tercet.model.shard import Ranks
 from tercet.model.train import batch_indices, target_count, window_documents
+from tercet.rollout.update import policy_gradient, ptx_gradient, update, value_gradient
 from tercet.stages import ppo
-from tercet.stages.ppo import policy_gradient, ptx_gradient, update, value_gradient
 from tests.model.architectures import saved
 from tests.stages.ppo_parts import batch, config, models
 from tests.toy import distance, gradients
@@ -106,20 +106,36 @@ def test_at_ratio_one_the_gradient_is_reinforce(policy, rollout):
     assert distance(packed, gradients(policy)) < 1e-10
 
 
-def test_the_value_gradient_is_of_half_the_squared_error_before_each_token(value, rollout):
-    _, packed = value_step(value, rollout, ALL, config(value_clip=None))
+def moved(model):
+    """The same model after some steps of its own."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.sin(torch.arange(p.numel(), dtype=p.dtype)).view_as(p))
+    return model
+
+
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_the_value_gradient_is_of_half_the_squared_error_before_each_token(value, rollout, clip):
+    """The larger of the plain error and that of a value held within `clip` of the old one."""
+    row, packed = value_step(moved(value), rollout, ALL, config(value_clip=clip))
     value.zero_grad()
     value.set_attn_implementation("sdpa")
     total = 0.0
     for group, rows in zip(rollout.groups, rollout.episodes, strict=True):
-        for k, row in enumerate(rows):
+        for k, r in enumerate(rows):
             size = len(group.replies[k])
-            error = own(value, group, k)[:, 0] - rollout.returns_BT[row, :size]
-            total = total + 0.5 * error.square().sum()
+            new, old = own(value, group, k)[:, 0], rollout.values_BT[r, :size]
+            error = (new - rollout.returns_BT[r, :size]).square()
+            if clip:
+                near = old + (new - old).clamp(-clip, clip)
+                error = torch.maximum(error, (near - rollout.returns_BT[r, :size]).square())
+            total = total + 0.5 * error.sum()
     loss = total / tokens(rollout, ALL)
     loss.backward()
     value.set_attn_implementation("tercet")
     assert distance(packed, gradients(value)) < 1e-10
+    assert row["value_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert (row["value_clip_fraction"] > 0) == bool(clip)
 
 
 def test_samples_that_share_a_prompt_train_as_if_each_had_its_own(policy, value, rollout):
@@ -138,10 +154,7 @@ def test_samples_that_share_a_prompt_train_as_if_each_had_its_own(policy, value,
 @pytest.mark.parametrize("budget", [1, 25])
 def test_micro_batches_do_not_change_gradients_or_metrics(policy, value, rollout, budget):
     """I37, with a policy that has moved, so that ratios differ and some are clipped."""
-    with torch.no_grad():
-        for model in (policy, value):
-            for p in model.parameters():
-                p.add_(0.05 * torch.sin(torch.arange(p.numel(), dtype=p.dtype)).view_as(p))
+    policy, value = moved(policy), moved(value)
     small = config(token_budget=budget)
     for step, model in ((policy_step, policy), (value_step, value)):
         whole, packed = step(model, rollout, ALL, config())
@@ -172,10 +185,26 @@ def test_the_ptx_gradient_is_added_with_its_weight(policy, rollout):
     plain = ptx_gradient(policy, WINDOWS, 0, replace(options, ptx_coef=1.0), RANKS)
     assert loss == plain
     assert distance(g_ptx, {n: 27.8 * g for n, g in gradients(policy).items()}) < 1e-10
-    policy_gradient(policy.train(False), rollout, ALL, tokens(rollout, ALL), 12, options, RANKS)
+    policy_gradient(policy, rollout, ALL, tokens(rollout, ALL), 12, options, RANKS)
     both = gradients(policy)
-    expected = {n: g_ppo[n] + g_ptx[n] / 27.8 for n in both}
-    assert distance(both, expected) < 1e-10
+    assert distance(both, {n: g_ppo[n] + g_ptx[n] / 27.8 for n in both}) < 1e-10
+
+
+def test_one_step_follows_both_gradients_clipped_together(policy, value, rollout, monkeypatch):
+    """I36 through `update`: one optimizer step along g_ppo + gamma * g_ptx."""
+    seen = []
+    monkeypatch.setattr(
+        ppo, "clip_gradients", lambda parameters, bound: seen.append(gradients(policy)) or 1.0
+    )
+    options = config(minibatch=12, ptx_coef=27.8, ptx_ratio=0.25, ptx_text="text")
+    g_ppo = policy_step(policy, rollout, ALL, options)[1]
+    policy.zero_grad()
+    ptx_gradient(policy, WINDOWS, 0, options, RANKS)
+    expected = {n: g_ppo[n] + g for n, g in gradients(policy).items()}
+    metrics = run_update(policy, value, rollout, options, ptx=WINDOWS)
+    assert len(seen) == 2  # policy, then value
+    assert distance(seen[0], expected) < 1e-10
+    assert metrics["ptx_loss"] > 1
 
 
 def test_ptx_loss_is_the_token_mean_or_the_sum_of_a_window(policy):

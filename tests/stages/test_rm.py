@@ -7,10 +7,17 @@ import torch.nn.functional as F
 
 from tercet.judge.accuracy import reward_report
 from tercet.model.load import load_scalar, scalar_head, set_bias
-from tercet.model.reward import check_probe, gather_scores, score_documents
+from tercet.model.reward import check_probe, encode_replies, gather_scores, score_documents
 from tercet.model.shard import Ranks
 from tercet.model.tree import Document
-from tercet.records import InputError, RankedReply, Ranking, read_records, write_records
+from tercet.records import (
+    Demonstration,
+    InputError,
+    RankedReply,
+    Ranking,
+    read_records,
+    write_records,
+)
 from tercet.stages.rm import Config, backward, divide, document, main, normalise
 from tests.model.architectures import saved
 from tests.toy import distance, gradients, stage, weights
@@ -178,6 +185,13 @@ def test_demonstrations_score_zero_and_the_bias_is_all_that_says_so(trained, con
     done = trained.done()
     assert scalar_head(model).bias.item() == pytest.approx(-done["demonstration_mean"], rel=1e-6)
     bias = scalar_head(model).bias.item()
+    finished = [
+        encode_replies(toy.tokenizer, d.prompt, [d.response], [True])
+        for d in read_records(toy.demonstrations, Demonstration)
+        if d.split == "train"
+    ]
+    scores = score_documents(model, finished, token_budget=1000)
+    assert float(scores.mean()) == pytest.approx(0, abs=1e-5)
     mean, deviation = normalise(model, toy.tokenizer, config, RANKS)
     assert abs(mean) <= 1e-4 * max(1, deviation)
     assert scalar_head(model).bias.item() == pytest.approx(bias, abs=1e-6)  # idempotent
