@@ -25,6 +25,33 @@ LOSSES = "tests/test_ppo_losses.py"
 RATES = "tests/test_statistics.py"
 AGREEMENT = "tests/test_agreement.py"
 OPTIMIZER = "tests/model/test_optim.py"
+TREE = "src/tercet/model/tree.py"
+ATTENTION = "src/tercet/model/attention.py"
+TRAIN = "src/tercet/model/train.py"
+REWARD = "src/tercet/model/reward.py"
+SHARD = "src/tercet/model/shard.py"
+CHECKPOINT = "src/tercet/model/checkpoint.py"
+CHECKS = "src/tercet/model/checks.py"
+RANKINGS = "src/tercet/data/rankings.py"
+EXPERIENCE = "src/tercet/rollout/experience.py"
+SFT = "src/tercet/stages/sft.py"
+RM = "src/tercet/stages/rm.py"
+PPO = "src/tercet/stages/ppo.py"
+UPDATE = "src/tercet/rollout/update.py"
+LOOP = "src/tercet/pipeline/loop.py"
+PACKING = "tests/model/test_tree.py"
+LIKELIHOOD = "tests/model/test_train.py"
+SCORES = "tests/model/test_reward.py"
+RESUMING = "tests/model/test_checkpoint.py"
+ROLLOUTS = "tests/rollout/test_experience.py"
+CLEANED = "tests/data/test_rankings.py"
+FINE_TUNING = "tests/stages/test_sft.py"
+REWARD_STAGE = "tests/stages/test_rm.py"
+UPDATE = "tests/stages/test_ppo_update.py"
+PPO_STAGE = "tests/stages/test_ppo.py"
+TWO_RANKS = "tests/distributed"
+INTERRUPTIONS = "tests/stages/test_resume.py"
+RECIPES = "tests/test_pipeline.py"
 
 MUTATIONS: list[Mutation] = [
     # Arithmetic and masks
@@ -715,5 +742,565 @@ MUTATIONS: list[Mutation] = [
         "            self._copy(own, parameters)",
         "            pass",
         OPTIMIZER,
+    ),
+    # Packing
+    Mutation(
+        "a reply continues the reply before it",
+        TREE,
+        "previous[r, column] = r * length + start + depth - 1 if segment_branch else -1",
+        "previous[r, column] = r * length + column - 1 if segment_branch else -1",
+        PACKING,
+    ),
+    Mutation(
+        "positions restart at each reply",
+        TREE,
+        "position[r, here] = np.arange(depth, depth + size)",
+        "position[r, here] = np.arange(size)",
+        PACKING,
+    ),
+    Mutation(
+        "score read at the token before last",
+        TREE,
+        "r * length + column + size - 1, size",
+        "r * length + column + size - 2, size",
+        SCORES,
+    ),
+    Mutation(
+        "value read at the token itself",
+        TREE,
+        "gathered = values_RL.flatten()[self.previous.clamp(min=0)]",
+        "gathered = values_RL",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "mask one token too long",
+        TREE,
+        "return places < self.lengths[:, None]",
+        "return places <= self.lengths[:, None]",
+        PACKING,
+    ),
+    Mutation(
+        "first token of a document is a target",
+        TREE,
+        "            weight[r, start] = 0.0\n",
+        "",
+        PACKING,
+    ),
+    Mutation(
+        "log-probs read at the token itself",
+        TREE,
+        "hidden_MD = hidden_RLD.flatten(0, 1)[tree.previous.flatten()[index_M]]",
+        "hidden_MD = hidden_RLD.flatten(0, 1)[index_M]",
+        LIKELIHOOD,
+    ),
+    Mutation(
+        "replies of a prompt see each other",
+        ATTENTION,
+        "            mask &= (branch_j == 0) | (branch_i == branch_j)\n",
+        "",
+        SCORES,
+    ),
+    Mutation(
+        "documents of a row see each other",
+        ATTENTION,
+        "mask = causal & (document[:, :, None] == document[:, None, :])",
+        "mask = causal.repeat(len(document), 1, 1)",
+        SCORES,
+    ),
+    # Likelihood training
+    Mutation(
+        "each micro-batch divided by its own count",
+        TRAIN,
+        "part = -(tree.weight * logp_RL).sum() / total",
+        "part = -(tree.weight * logp_RL).sum() / tree.weight.sum()",
+        LIKELIHOOD,
+    ),
+    Mutation(
+        "first token counted as a target",
+        TRAIN,
+        "document.prompt_weight * (len(document.prompt) - 1)",
+        "document.prompt_weight * len(document.prompt)",
+        LIKELIHOOD,
+    ),
+    Mutation(
+        "every epoch in the same order",
+        TRAIN,
+        "seed * 1_000_003 + epoch",
+        "seed * 1_000_003",
+        LIKELIHOOD,
+    ),
+    Mutation(
+        "ptx weight in the reported loss",
+        TRAIN,
+        "loss += part.detach()",
+        "loss += coefficient * part.detach()",
+        LIKELIHOOD,
+    ),
+    Mutation(
+        "held-out loss leaves the model in eval mode",
+        TRAIN,
+        "    model.train(was_training)\n",
+        "",
+        LIKELIHOOD,
+    ),
+    Mutation(
+        "prompt tokens trained",
+        SFT,
+        "prompt_weight=float(config.loss_on_prompt)",
+        "prompt_weight=1.0",
+        FINE_TUNING,
+    ),
+    Mutation(
+        "EOS on a cut reply",
+        SFT,
+        "reply = reply[: config.max_reply_tokens]",
+        "reply = [*reply[: config.max_reply_tokens - 1], reply[-1]]",
+        FINE_TUNING,
+    ),
+    Mutation(
+        "dropout not seeded",
+        SFT,
+        "    seed_all(config.seed, ranks.rank)\n",
+        "",
+        FINE_TUNING,
+    ),
+    Mutation(
+        "epochs of a longer run left behind",
+        SFT,
+        '            shutil.rmtree(run.path / "epochs", ignore_errors=True)',
+        "            pass",
+        FINE_TUNING,
+    ),
+    Mutation(
+        "the last epoch instead of the best",
+        SFT,
+        'best = min(history, key=lambda row: (row["selected_by"], row["epoch"]))',
+        "best = history[-1]",
+        FINE_TUNING,
+    ),
+    # Rankings and reward model
+    Mutation(
+        "contradicting copies keep the first rank",
+        RANKINGS,
+        "Fraction(sum(ranks), len(ranks))",
+        "Fraction(ranks[0])",
+        CLEANED,
+    ),
+    Mutation(
+        "mean of ranks with gaps",
+        RANKINGS,
+        "dense = {rank: i for i, rank in enumerate(sorted({r.rank for r in ranking.replies}))}",
+        "dense = {r.rank: r.rank for r in ranking.replies}",
+        CLEANED,
+    ),
+    Mutation(
+        "a prompt twice in one batch",
+        RANKINGS,
+        "result[place % count].append(i)",
+        "result[place * count // len(rankings)].append(i)",
+        CLEANED,
+    ),
+    Mutation(
+        "tied pairs trained",
+        RANKINGS,
+        "        if replies[i].rank != replies[j].rank\n",
+        "",
+        CLEANED,
+    ),
+    Mutation(
+        "EOS on every reply",
+        REWARD,
+        "encode_reply(tokenizer, text, end or not text)",
+        "encode_reply(tokenizer, text, True)",
+        SCORES,
+    ),
+    Mutation(
+        "a probe of NaN passes",
+        REWARD,
+        "if not worst <= tolerance:",
+        "if worst > tolerance:",
+        SCORES,
+    ),
+    Mutation(
+        "total of this rank's rankings",
+        RM,
+        "total = ranking_total(*judgements([r for r, _ in batch]), **options)",
+        "total = ranking_total(*judgements([r for r, _ in ranks.share(batch)]), **options)",
+        TWO_RANKS,
+    ),
+    Mutation(
+        "head bias trained",
+        RM,
+        "scalar_head(model).bias.requires_grad_(False)",
+        "scalar_head(model).bias.requires_grad_(True)",
+        REWARD_STAGE,
+    ),
+    Mutation(
+        "bias set without the present one",
+        RM,
+        "scalar_head(model).bias.item() - mean",
+        "-mean",
+        REWARD_STAGE,
+    ),
+    Mutation(
+        "bias set before training",
+        RM,
+        "mean, deviation = normalise(model, tokenizer, config, ranks)\n",
+        "mean, deviation = 0.0, 1.0\n",
+        REWARD_STAGE,
+    ),
+    Mutation(
+        "demonstrations normalised without EOS",
+        RM,
+        "[d.response], [True]",
+        "[d.response], [False]",
+        REWARD_STAGE,
+    ),
+    Mutation(
+        "ranks and scores of other replies",
+        RM,
+        "rank = [reply.rank for ranking in rankings for reply in ranking.replies]",
+        "rank = [reply.rank for ranking in rankings for reply in reversed(ranking.replies)]",
+        REWARD_STAGE,
+    ),
+    Mutation(
+        "tied rankings trained",
+        RM,
+        "        elif has_pairs(ranking):",
+        "        else:",
+        REWARD_STAGE,
+    ),
+    Mutation(
+        "a prompt may train and be held out",
+        RM,
+        "    if leaked:",
+        "    if False:",
+        REWARD_STAGE,
+    ),
+    # Experience
+    Mutation(
+        "KL to the policy itself",
+        EXPERIENCE,
+        "ref_RL = logprobs(reference, tree",
+        "ref_RL = logprobs(policy, tree",
+        PPO_STAGE,
+    ),
+    Mutation(
+        "KL the other way round",
+        EXPERIENCE,
+        "kl_estimate(old_BT, ref_BT, kl_kind)",
+        "kl_estimate(ref_BT, old_BT, kl_kind)",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "reference without the temperature",
+        EXPERIENCE,
+        'logprobs(reference, tree, sampling.temperature, where="replies")',
+        'logprobs(reference, tree, 1.0, where="replies")',
+        ROLLOUTS,
+    ),
+    Mutation(
+        "values of the tokens themselves",
+        EXPERIENCE,
+        "tree.at_previous(scalars(value, tree))",
+        "scalars(value, tree)",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "broken scores stay in the batch",
+        EXPERIENCE,
+        " & finite_B[:, None]",
+        "",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "a broken score is a baseline of 0",
+        EXPERIENCE,
+        "prompt_B = torch.where(finite_B, prompt_B, apart_B)",
+        "prompt_B = prompt_B + 0 * apart_B",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "any number of broken scores goes on",
+        EXPERIENCE,
+        "if dropped > 0.01 * len(flat):",
+        "if dropped > len(flat):",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "no EOS after a stop text",
+        EXPERIENCE,
+        "[*reply, eos] if end and reply[-1] != eos else reply",
+        "reply",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "penalty on finished replies",
+        EXPERIENCE,
+        "score_rule(raw_B, stopped_B,",
+        "score_rule(raw_B, ~stopped_B,",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "noise by place instead of prompt",
+        EXPERIENCE,
+        "keys=[key for _, _, key in prompts]",
+        "keys=None",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "whitened rewards lose their mean",
+        EXPERIENCE,
+        "whiten(rewards_BT, mask_BT, shift_mean=False)",
+        "whiten(rewards_BT, mask_BT)",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "leave-one-out without KL",
+        EXPERIENCE,
+        "total_B = torch.where(mask_BT, rewards_BT, 0).sum(1)",
+        "total_B = score_B",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "truncate_after stops at any stop token",
+        EXPERIENCE,
+        "stop_ids=() if sampling.truncate_after else sampling.stop_ids",
+        "stop_ids=sampling.stop_ids",
+        ROLLOUTS,
+    ),
+    Mutation(
+        "policy ids given to a model of another tokenizer",
+        EXPERIENCE,
+        "    if not scorer.same_tokenizer:\n",
+        "    if False:\n",
+        ROLLOUTS,
+    ),
+    # Ranks
+    Mutation(
+        "gather in the order of ranks",
+        SHARD,
+        "            whole[rank :: self.size] = part",
+        "            whole[rank * len(part) : (rank + 1) * len(part)] = part",
+        TWO_RANKS,
+    ),
+    Mutation(
+        "gradients averaged over ranks",
+        SHARD,
+        "grad.copy_(summed)",
+        "grad.copy_(summed / self.size)",
+        TWO_RANKS,
+    ),
+    Mutation(
+        "Ctrl-C stops one rank only",
+        CHECKPOINT,
+        "for flag in self.ranks.sum(flags).tolist()",
+        "for flag in flags.tolist()",
+        TWO_RANKS,
+    ),
+    # PPO
+    Mutation(
+        "minibatch total of this rank's replies",
+        UPDATE,
+        "total = int(sum(batch.mask_BT[batch.episodes[i]].sum() for i in chosen))",
+        "total = int(sum(batch.mask_BT[batch.episodes[i]].sum() for i in ranks.share(chosen)))",
+        TWO_RANKS,
+    ),
+    Mutation(
+        "ptx total of this rank's windows",
+        UPDATE,
+        "total = target_count(chosen) if",
+        "total = target_count(ranks.share(chosen)) if",
+        TWO_RANKS,
+    ),
+    Mutation(
+        "ptx replaces the policy gradient",
+        UPDATE,
+        "                if ptx:\n",
+        "                if ptx:\n                    policy_optimizer.zero_grad()\n",
+        UPDATE,
+    ),
+    Mutation(
+        "ptx without its weight",
+        UPDATE,
+        "coefficient=config.ptx_coef,",
+        "coefficient=1.0,",
+        UPDATE,
+    ),
+    Mutation(
+        "ptx draws the same windows again",
+        UPDATE,
+        "min(count, len(ptx)), draw, config.seed + 29",
+        "min(count, len(ptx)), 0, config.seed + 29",
+        UPDATE,
+    ),
+    Mutation(
+        "EMA not applied",
+        PPO,
+        "        ema.load_into(policy)",
+        "        pass",
+        PPO_STAGE,
+    ),
+    Mutation(
+        "old log-probs are the new ones",
+        UPDATE,
+        "old_BT = batch.logp_old_BT[rows, :width]",
+        "old_BT = logp_BT",
+        UPDATE,
+    ),
+    Mutation(
+        "update without the temperature",
+        UPDATE,
+        'logprobs(policy, tree, config.temperature, where="replies")',
+        'logprobs(policy, tree, 1.0, where="replies")',
+        PPO_STAGE,
+    ),
+    Mutation(
+        "value clip ignored",
+        UPDATE,
+        "            config.value_clip,\n            total,",
+        "            None,\n            total,",
+        UPDATE,
+    ),
+    Mutation(
+        "value loss of the tokens themselves",
+        UPDATE,
+        "tree.replies(tree.at_previous(scalars(value, tree)))",
+        "tree.replies(scalars(value, tree))",
+        UPDATE,
+    ),
+    Mutation(
+        "rows of other episodes",
+        UPDATE,
+        "        old_BT = batch",
+        "        rows = rows[::-1]\n        old_BT = batch",
+        UPDATE,
+    ),
+    Mutation(
+        "leave-one-out averaged over tokens",
+        UPDATE,
+        "reinforce_loss(logp_BT, advantages_BT, mask_BT, episodes)",
+        "reinforce_loss(logp_BT, advantages_BT, mask_BT, total)",
+        UPDATE,
+    ),
+    Mutation(
+        "value warm-up trains the policy",
+        UPDATE,
+        "train_policy = iteration >= config.value_warmup",
+        "train_policy = True",
+        UPDATE,
+    ),
+    Mutation(
+        "inner epochs repeat one order",
+        UPDATE,
+        "per_minibatch, draw, config.seed + 17",
+        "per_minibatch, step, config.seed + 17",
+        UPDATE,
+    ),
+    Mutation(
+        "inner epochs never end early",
+        UPDATE,
+        "> 1.5 * stop:",
+        "> 1e99 * stop:",
+        UPDATE,
+    ),
+    Mutation(
+        "dropout of adapters on",
+        PPO,
+        "    policy.eval()  # dropout",
+        "    policy.train()  # dropout",
+        PPO_STAGE,
+    ),
+    Mutation(
+        "a changed reference goes unnoticed",
+        PPO,
+        "if now[name] != digest:",
+        "if False:",
+        PPO_STAGE,
+    ),
+    Mutation(
+        "the same noise in every iteration",
+        PPO,
+        "config.seed + 100_003 * iteration",
+        "config.seed",
+        PPO_STAGE,
+    ),
+    Mutation(
+        "ptx text used without a coefficient",
+        PPO,
+        "config.ptx_text if config.ptx_coef else None",
+        "config.ptx_text",
+        PPO_STAGE,
+    ),
+    Mutation(
+        "another tokenizer may start the value model",
+        PPO,
+        "        if not same_tokenizer:\n",
+        "        if False:\n",
+        PPO_STAGE,
+    ),
+    Mutation(
+        "beta starts again after a resume",
+        PPO,
+        "                controller.beta = beta\n",
+        "                pass\n",
+        INTERRUPTIONS,
+    ),
+    Mutation(
+        "the average starts again after a resume",
+        PPO,
+        '                ema.load_state_dict(state["ema"])',
+        "                pass",
+        INTERRUPTIONS,
+    ),
+    Mutation(
+        "optimizer starts again after a resume",
+        PPO,
+        '            policy_optimizer.load_state_dict(state["policy_optimizer"])\n',
+        "",
+        INTERRUPTIONS,
+    ),
+    # Checkpoints, checks, recipes
+    Mutation(
+        "generators not restored",
+        CHECKPOINT,
+        '        set_rng_state(state["rng"])\n',
+        "",
+        RESUMING,
+    ),
+    Mutation(
+        "newest state of this rank alone",
+        CHECKPOINT,
+        "{max(common)}.pt",
+        "{max(self._steps())}.pt",
+        RESUMING,
+    ),
+    Mutation(
+        "final state not kept",
+        CHECKPOINT,
+        "step == self.last or ",
+        "",
+        RESUMING,
+    ),
+    Mutation(
+        "NaN passes the check of the start",
+        CHECKS,
+        "    gap = torch.where(mask_BT, (logp_old_BT - logp_ref_BT).abs(), 0).max().item()\n    allowed = 2e-2 if half_precision else 1e-5\n    if not gap <= allowed:",
+        "    gap = torch.where(mask_BT, (logp_old_BT - logp_ref_BT).abs(), 0).max().item()\n    allowed = 2e-2 if half_precision else 1e-5\n    if gap > allowed:",
+        "tests/model/test_checks.py",
+    ),
+    Mutation(
+        "content of inputs ignored",
+        LOOP,
+        "[content_hash(path) for path in inputs]",
+        "[str(path) for path in inputs]",
+        RECIPES,
+    ),
+    Mutation(
+        "an unfinished stage is built upon",
+        LOOP,
+        "RunDir(folder / stage).done() is None:",
+        "False:",
+        RECIPES,
     ),
 ]

@@ -10,6 +10,7 @@ from tercet.model.reward import gather_scores
 from tercet.model.shard import Ranks
 from tercet.model.train import held_out_nll, nll_backward, target_count, window_documents
 from tercet.model.tree import Document
+from tercet.rollout import update
 from tercet.stages import ppo, rm, sft
 from tests.distributed.processes import in_processes
 from tests.model.architectures import saved
@@ -55,10 +56,10 @@ def minibatch(ranks, folder):
     chosen = [0, 3, 1]  # not a multiple of the ranks
     total = int(sum(experience.mask_BT[experience.episodes[i]].sum() for i in chosen))
     mine = ranks.share(chosen)
-    row = ppo.policy_gradient(policy, experience, mine, total, 9, options, ranks)
-    row["ptx_loss"] = ppo.ptx_gradient(policy, WINDOWS, 1, options, ranks)
+    row = update.policy_gradient(policy, experience, mine, total, 9, options, ranks)
+    row["ptx_loss"] = update.ptx_gradient(policy, WINDOWS, 1, options, ranks)
     ranks.sum_gradients(policy.parameters())
-    row |= ppo.value_gradient(value, experience, mine, total, options, ranks)
+    row |= update.value_gradient(value, experience, mine, total, options, ranks)
     ranks.sum_gradients(value.parameters())
     return row, gradients(policy), gradients(value)
 

@@ -9,8 +9,8 @@ import torch
 from tercet.model.optim import EMA, StepGuard, adam
 from tercet.model.shard import Ranks
 from tercet.model.train import batch_indices, target_count, window_documents
+from tercet.rollout import update as update_room
 from tercet.rollout.update import policy_gradient, ptx_gradient, update, value_gradient
-from tercet.stages import ppo
 from tests.model.architectures import saved
 from tests.stages.ppo_parts import batch, config, models
 from tests.toy import distance, gradients
@@ -194,7 +194,9 @@ def test_one_step_follows_both_gradients_clipped_together(policy, value, rollout
     """I36 through `update`: one optimizer step along g_ppo + gamma * g_ptx."""
     seen = []
     monkeypatch.setattr(
-        ppo, "clip_gradients", lambda parameters, bound: seen.append(gradients(policy)) or 1.0
+        update_room,
+        "clip_gradients",
+        lambda parameters, bound: seen.append(gradients(policy)) or 1.0,
     )
     options = config(minibatch=12, ptx_coef=27.8, ptx_ratio=0.25, ptx_text="text")
     g_ppo = policy_step(policy, rollout, ALL, options)[1]
@@ -226,7 +228,7 @@ def test_ptx_draws_its_ratio_of_the_minibatch_and_all_windows_in_turn(policy, mo
         assert total == target_count(documents)
         return torch.zeros(())
 
-    monkeypatch.setattr(ppo, "nll_backward", remember)
+    monkeypatch.setattr(update_room, "nll_backward", remember)
     options = config(ptx_coef=1.0, ptx_ratio=1 / 3, ptx_text="text")
     for draw in range(5):
         ptx_gradient(policy, WINDOWS, draw, options, RANKS)
@@ -284,7 +286,7 @@ def visits(monkeypatch):
             seen[name].append(list(mine))
             return function(model, experience, mine, *rest)
 
-        monkeypatch.setattr(ppo, f"{name}_gradient", remember)
+        monkeypatch.setattr(update_room, f"{name}_gradient", remember)
     return seen
 
 

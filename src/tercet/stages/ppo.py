@@ -6,7 +6,7 @@ Legend: B episodes of an iteration, T reply tokens, N valid tokens of a minibatc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,23 +27,19 @@ from tercet.model.load import (
     parameter_hash,
     save_model,
 )
-from tercet.model.optim import EMA, StepGuard, adam, clip_gradients, linear, set_lr, warmup
+from tercet.model.optim import EMA, StepGuard, adam, linear, set_lr, warmup
 from tercet.model.shard import Ranks
 from tercet.model.train import (
     batch_indices,
     held_out_nll,
-    nll_backward,
-    precision_context,
     read_windows,
-    target_count,
-    trees,
 )
-from tercet.model.tree import Document, logprobs, scalars
-from tercet.objectives import AdaptiveKL, policy_loss, reinforce_loss, value_loss
+from tercet.objectives import AdaptiveKL
 from tercet.records import InputError, Prompt, RunFailed, about, prompt_text, read_records
-from tercet.rollout.experience import Experience, Replies, Sampling, Scorer, collect, judge_batch
+from tercet.rollout.experience import Replies, Sampling, Scorer, collect, judge_batch
 from tercet.rollout.monitor import alarms, summarise
 from tercet.rollout.show import Table, before_and_after, sample_page
+from tercet.rollout.update import Learning, update
 from tercet.rundir import RunDir, progress
 from tercet.world import World
 
@@ -267,6 +263,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         config.samples, config.max_new_tokens, config.temperature, stop_ids(tokenizer, config),
         config.truncate_after, config.slots, config.token_budget, config.precision,
     )  # fmt: skip
+    learning = Learning(**{f.name: getattr(config, f.name) for f in fields(Learning)})
     measure = partial(held_out_nll, token_budget=config.token_budget, precision=config.precision)
     before = measure(reference, held_out, ranks) if held_out else None
     table = Table(ranks.main, gold=world is not None, ptx=bool(ptx))
@@ -336,7 +333,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 set_lr(value_optimizer, config.value_lr * factor)
             metrics |= update(
                 policy, value, policy_optimizer, value_optimizer, guards, ema, batch, ptx,
-                iteration, config, ranks,
+                iteration, learning, ranks,
             )  # fmt: skip
             if iteration >= config.value_warmup:
                 check_first_ratio(
@@ -474,138 +471,3 @@ def gold_numbers(world: World | None, groups: Sequence[Replies]) -> dict[str, fl
         ]
     )
     return {"gold": float(judged.mean()), "gold_se": float(judged.std() / len(judged) ** 0.5)}
-
-
-def update(
-    policy: Any, value: Any | None, policy_optimizer: Any, value_optimizer: Any | None,
-    guards: dict[str, StepGuard], ema: EMA | None, batch: Experience, ptx: list[Document],
-    iteration: int, config: Config, ranks: Ranks,
-) -> dict[str, float]:  # fmt: skip
-    """All inner epochs and minibatches of one iteration; their mean metrics."""
-    per_minibatch = config.minibatch // config.samples
-    minibatches = len(batch.groups) // per_minibatch
-    train_policy = iteration >= config.value_warmup
-    log: list[dict[str, float]] = []
-    for epoch in range(config.inner_epochs):
-        for step in range(minibatches):
-            draw = (iteration * config.inner_epochs + epoch) * minibatches + step
-            chosen = batch_indices(len(batch.groups), per_minibatch, draw, config.seed + 17)
-            total = int(sum(batch.mask_BT[batch.episodes[i]].sum() for i in chosen))
-            if total == 0:
-                continue
-            row: dict[str, float] = {}
-            mine = ranks.share(chosen)
-            if train_policy:
-                policy_optimizer.zero_grad()
-                row |= policy_gradient(
-                    policy, batch, mine, total, len(chosen) * config.samples, config, ranks
-                )
-                if ptx:
-                    row["ptx_loss"] = ptx_gradient(policy, ptx, draw, config, ranks)
-                ranks.sum_gradients(policy.parameters())
-                row["grad_norm"] = clip_gradients(policy.parameters(), config.max_grad_norm)
-                guard = guards["policy"]
-                taken = guard.step(policy_optimizer, row["policy_loss"], row["grad_norm"])
-                if taken and ema is not None:
-                    ema.update(policy)
-            if value is not None and value_optimizer is not None:
-                value_optimizer.zero_grad()
-                row |= value_gradient(value, batch, mine, total, config, ranks)
-                ranks.sum_gradients(value.parameters())
-                row["value_grad_norm"] = clip_gradients(value.parameters(), config.max_grad_norm)
-                guards["value"].step(value_optimizer, row["value_loss"], row["value_grad_norm"])
-            log.append(row)
-        stop = config.inner_early_stop
-        if stop is not None and log and log[-1].get("approx_kl", 0.0) > 1.5 * stop:
-            break
-    return merge_rows(log, guards)
-
-
-def merge_rows(log: list[dict[str, float]], guards: dict[str, StepGuard]) -> dict[str, float]:
-    """Means over an iteration's minibatches; extremes where a mean would hide them."""
-    merged = {name: sum(row[name] for row in log) / len(log) for name in (log[0] if log else {})}
-    if log and "ratio_mean" in log[0]:
-        merged["ratio_min"] = min(row["ratio_min"] for row in log)
-        merged["ratio_max"] = max(row["ratio_max"] for row in log)
-        merged["ratio_first_minibatch"] = log[0]["ratio_mean"]
-        merged["ratio_last_minibatch"] = log[-1]["ratio_mean"]
-    merged["skipped_steps"] = float(sum(guard.skipped for guard in guards.values()))
-    return merged
-
-
-def policy_gradient(
-    policy: Any, batch: Experience, mine: Sequence[int], total: int, episodes: int,
-    config: Config, ranks: Ranks,
-) -> dict[str, float]:  # fmt: skip
-    """Accumulate the policy gradient of my prompts' replies; metrics summed over ranks."""
-    sums = torch.zeros(4, device=ranks.device)
-    low, high = 1.0, 1.0
-    for group, tree in trees(
-        [batch.groups[i].document for i in mine], config.token_budget, ranks.device
-    ):
-        rows = [row for g in group for row in batch.episodes[mine[g]]]
-        with precision_context(ranks.device, config.precision):
-            logp_RL = logprobs(policy, tree, config.temperature, where="replies")
-        logp_BT = tree.replies(logp_RL)
-        width = logp_BT.shape[1]
-        old_BT = batch.logp_old_BT[rows, :width]
-        advantages_BT, mask_BT = batch.advantages_BT[rows, :width], batch.mask_BT[rows, :width]
-        loss, stats = policy_loss(logp_BT, old_BT, advantages_BT, mask_BT, config.clip, total)
-        if config.algorithm == "rloo":
-            loss = reinforce_loss(logp_BT, advantages_BT, mask_BT, episodes)
-        loss.backward()
-        sums += torch.stack(
-            [loss.detach(), stats["clip_fraction"], stats["approx_kl"], stats["ratio_mean"]]
-        )
-        if bool(mask_BT.any()):
-            low, high = min(low, float(stats["ratio_min"])), max(high, float(stats["ratio_max"]))
-    names = ("policy_loss", "clip_fraction", "approx_kl", "ratio_mean")
-    extremes = ranks.gather([(low, high)])
-    return dict(zip(names, ranks.sum(sums).tolist(), strict=True)) | {
-        "ratio_min": min(low for low, _ in extremes),
-        "ratio_max": max(high for _, high in extremes),
-    }
-
-
-def ptx_gradient(
-    policy: Any, ptx: list[Document], draw: int, config: Config, ranks: Ranks
-) -> float:
-    """Accumulate a minibatch's pretraining gradient (InstructGPT C.4: 8 windows an episode)."""
-    count = max(1, round(config.ptx_ratio * config.minibatch))
-    chosen = [ptx[i] for i in batch_indices(len(ptx), min(count, len(ptx)), draw, config.seed + 29)]
-    total = target_count(chosen) if config.ptx_reduction == "token_mean" else float(len(chosen))
-    loss = nll_backward(
-        policy,
-        ranks.share(chosen),
-        total,
-        ranks,
-        token_budget=config.token_budget,
-        coefficient=config.ptx_coef,
-        precision=config.precision,
-    )
-    return float(ranks.sum(loss))
-
-
-def value_gradient(
-    value: Any, batch: Experience, mine: Sequence[int], total: int, config: Config, ranks: Ranks
-) -> dict[str, float]:
-    """Accumulate the value gradient of my prompts' replies; metrics summed over ranks."""
-    sums = torch.zeros(2, device=ranks.device)
-    for group, tree in trees(
-        [batch.groups[i].document for i in mine], config.token_budget, ranks.device
-    ):
-        rows = [row for g in group for row in batch.episodes[mine[g]]]
-        with precision_context(ranks.device, config.precision):
-            values_BT = tree.replies(tree.at_previous(scalars(value, tree)))
-        width = values_BT.shape[1]
-        loss, stats = value_loss(
-            values_BT,
-            batch.values_BT[rows, :width],
-            batch.returns_BT[rows, :width],
-            batch.mask_BT[rows, :width],
-            config.value_clip,
-            total,
-        )
-        loss.backward()
-        sums += torch.stack([loss.detach(), stats["clip_fraction"]])
-    return dict(zip(("value_loss", "value_clip_fraction"), ranks.sum(sums).tolist(), strict=True))
