@@ -4,7 +4,7 @@ from typing import Any
 from rich.console import Console
 
 from tercet.judge.accuracy import reward_report
-from tercet.report.tables import all_tables, report_markdown, side_by_side, win_rows
+from tercet.report.tables import all_tables, report_markdown, sample_table, side_by_side, win_rows
 from tests.judge.rankings_by_hand import ranking
 
 
@@ -76,3 +76,21 @@ def test_a_reply_cannot_break_out_of_its_block() -> None:
     page = side_by_side([{"prompt": "Hi", "replies": [reply]}], "Samples")
     assert "````text\n```\n# no heading\n````" in page
     assert "**PPO** (gold 1.00, cut)" in page
+
+
+def test_a_sample_shows_every_arm_with_its_scores_and_cuts_long_texts() -> None:
+    replies = [
+        {
+            "arm": "sft",
+            "text": " Yes [b].",
+            "finish": "stop",
+            "scores": {"gold": 1.25, "reward": -2},
+        },
+        {"arm": "ppo", "text": "x" * 300, "finish": "length", "scores": {"gold": 0, "reward": 3}},
+    ]
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(sample_table({"prompt": "Where\nis it?", "replies": replies}, longest=40))
+    text = console.export_text()
+    assert "Where is it?" in text and "gold reward" in text
+    assert "1.2 -2.0" in text and "Yes [b]." in text
+    assert "x" * 37 + "..." in text and "x" * 38 not in text

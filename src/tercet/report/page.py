@@ -11,6 +11,8 @@ from tercet.records import write_atomically
 from tercet.report import figures, tables
 from tercet.report.style import display_name
 
+SAMPLES_SHOWN = 3
+
 Report = Mapping[str, Any]
 Metrics = Sequence[Mapping[str, float | None]]
 
@@ -78,11 +80,15 @@ def write_page(
     write_atomically(folder / "samples" / "side_by_side.md", text.encode())
 
 
-def show(folder: Path, report: Report, drawn: Sequence[Figure]) -> None:
-    """The tables on the terminal, and where everything lies."""
+def show(
+    folder: Path, report: Report, drawn: Sequence[Figure], samples: Sequence[Report] = ()
+) -> None:
+    """The tables on the terminal, a few replies side by side, and where everything lies."""
     console = Console()
     for table in tables.all_tables(report):
         console.print(table)
+    for sample in samples[:SAMPLES_SHOWN]:
+        console.print(tables.sample_table(sample))
     for figure in drawn:
         line = f"{figure.caption}\n  {figure.png}\n  {figure.svg}"
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -142,6 +142,31 @@ def side_by_side(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     return "\n".join(parts)
 
 
+def sample_table(sample: Mapping[str, Any], longest: int = 160) -> Table:
+    """One prompt with every arm's reply and its scores; texts are cut at `longest` characters."""
+    prompt = " ".join(sample["prompt"].split())
+    table = Table(
+        title=escape(_cut(prompt, longest)),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    judges = next((" ".join(reply["scores"]) for reply in sample["replies"]), "")
+    table.add_column("arm", no_wrap=True)
+    table.add_column(judges, justify="right", no_wrap=True)
+    table.add_column("reply")
+    for reply in sample["replies"]:
+        scores = " ".join(f"{value:.1f}" for value in reply["scores"].values())
+        text = _cut(" ".join(reply["text"].split()), longest)
+        table.add_row(_arm_name(reply["arm"]), scores, escape(text))
+    return table
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A GitHub-flavoured table; the first column left, the others right."""
     lines = [

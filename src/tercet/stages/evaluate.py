@@ -169,7 +169,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     samples = side_by_side(comparison, config.side_by_side)
     write_rows(run.path / "samples" / "side_by_side.jsonl", samples)
     page.write_page(run.path, report, drawn, samples)
-    page.show(run.path, report, drawn)
+    page.show(run.path, report, drawn, samples)
     run.finish({key: report[key] for key in ("judge", "arms", "tax")})
 
 
