@@ -36,6 +36,18 @@ def test_prefixes_are_built_from_demonstrations(tmp_path: Path) -> None:
         read(tmp_path / "d.jsonl", shots=9)
 
 
+def test_no_prefix_shows_a_held_out_answer(tmp_path: Path) -> None:
+    splits = [None, "train", "valid", "test", "train"]
+    shown = [
+        Demonstration(id=str(i), prompt_id=str(i), prompt=f"Q{i}:", response=" A", split=split)
+        for i, split in enumerate(splits)
+    ]
+    write_records(tmp_path / "d.jsonl", shown)
+    assert not any("Q2" in prefix or "Q3" in prefix for prefix in read(tmp_path / "d.jsonl", 3))
+    with pytest.raises(InputError, match="3 demonstrations of split train are fewer than 4 shots"):
+        read(tmp_path / "d.jsonl", shots=4)
+
+
 def test_a_json_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "prefixes.json").write_text('{"a": 1}')
     with pytest.raises(InputError, match="not a list of texts"):

@@ -77,6 +77,22 @@ def test_a_user_held_out_with_one_prompt_is_held_out_with_all(files, tmp_path):
     assert all(p.split != "ppo" for p in prompts if p.user_id in people)
 
 
+def test_a_file_of_prompts_holds_out_what_it_marks(files, tmp_path):
+    more = [
+        {"prompt": "question 20?", "split": "test"},
+        {"prompt": "question 22?", "split": "valid"},
+    ]
+    rows(files / "more.jsonl", *more)
+    options = config(files, prompts=[{"path": "more.jsonl"}])
+    demonstrations, rankings, prompts = read(stage(main, options, tmp_path / "run"))
+    split = {p.text: p.split for p in prompts}
+    assert (split["question 20?"], split["question 22?"]) == ("test", "valid")
+    assert "question 20?" not in {d.prompt for d in demonstrations}
+    assert {d.split for d in demonstrations if d.prompt == "question 22?"} == {"valid"}
+    assert {r.split for r in rankings if r.prompt == "question 20?"} == {"test"}
+    assert {r.split for r in rankings if r.prompt == "question 22?"} == {"valid"}
+
+
 def test_documents_are_held_out_whole(files, tmp_path):
     run = stage(main, config(files), tmp_path / "run")
     parts = [

@@ -17,7 +17,8 @@ from tercet.records import Demonstration, InputError, Prompt, prompt_text, read_
 
 def read_prefixes(path: Path, candidates: int, shots: int, join: str, seed: int) -> list[str]:
     """Candidate prefixes from a .json list of texts, from tercet.prompt/1 records (a prefix each),
-    or built from tercet.demonstration/1 records: `candidates` draws of `shots` of them.
+    or built from tercet.demonstration/1 records: `candidates` draws of `shots` of those that train
+    (split "train" or none). A held-out prompt with its answer must not stand in a prefix.
 
     Raises:
         InputError: none of these, or fewer demonstrations than shots.
@@ -30,9 +31,12 @@ def read_prefixes(path: Path, candidates: int, shots: int, join: str, seed: int)
         if not isinstance(prefixes, list) or not all(isinstance(text, str) for text in prefixes):
             raise InputError(f"{path}: not a list of texts; write one text a prefix")
     elif "tercet.demonstration/" in next((line for _, line in read_lines(path)), ""):
-        shown = read_records(path, Demonstration)
+        shown = [d for d in read_records(path, Demonstration) if d.split in (None, "train")]
         if len(shown) < shots:
-            raise InputError(f"{path}: {len(shown)} demonstrations are fewer than {shots} shots")
+            raise InputError(
+                f"{path}: {len(shown)} demonstrations of split train are fewer than {shots} shots; "
+                "set few_shot_shots lower, or give more"
+            )
         draws = [
             random.Random(f"few-shot {seed} {i}").sample(shown, shots) for i in range(candidates)
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -81,8 +81,11 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             bar.advance(1)
         texts, held_out = read_pretraining(config, bar)
 
+    asked = more_prompts(config)
     test = {r.prompt_id for r in [*demonstrations, *rankings] if r.split == "test"}
+    test |= {p.id for p in asked if p.split == "test"}
     judged = {r.prompt_id for r in rankings if r.split == "valid"}
+    judged |= {p.id for p in asked if p.split == "valid"}
     # Words, not tokens: there is no tokenizer yet; sft, rm and ppo count tokens themselves.
     # A file's "train" is divided again by user, because files seldom hold a validation split.
     undivided = [
@@ -98,7 +101,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     ]
     valid = {d.prompt_id for d in kept if d.split == "valid"} | judged
     ranked = [r.model_copy(update={"split": ranking_split(r, test, valid)}) for r in rankings]
-    prompts = split_prompts([*kept, *ranked], more_prompts(config), test, config)
+    prompts = split_prompts([*kept, *ranked], asked, test, config)
 
     run.path.mkdir(parents=True, exist_ok=True)
     write_records(run.path / "demonstrations.jsonl", kept)
@@ -184,15 +187,15 @@ def more_prompts(config: Config) -> list[Prompt]:
 
 def split_prompts(
     records: Sequence[Demonstration | Ranking],
-    prompts: Iterable[Prompt],
+    prompts: Sequence[Prompt],
     test: set[str],
     config: Config,
 ) -> list[Prompt]:
     """Every prompt once, as "ppo", "valid" or "test"; where a record is "valid", its prompt is,
     and every prompt of its user."""
-    held_out = [r for r in records if r.split == "valid"]
-    valid = {r.prompt_id for r in held_out}
-    people = {r.user_id for r in held_out if isinstance(r, Demonstration) and r.user_id}
+    held_out = [r for r in [*records, *prompts] if r.split == "valid"]
+    valid = {r.id if isinstance(r, Prompt) else r.prompt_id for r in held_out}
+    people = {r.user_id for r in held_out if not isinstance(r, Ranking) and r.user_id}
     shares = {"ppo": config.ppo_fraction, "valid": 1 - config.ppo_fraction}
     found: dict[str, Prompt] = {p.id: p for p in prompts}
     for record in records:
@@ -203,7 +206,7 @@ def split_prompts(
         found.setdefault(prompt.id, prompt)
     result = []
     for prompt in found.values():
-        if prompt.id in test or prompt.split == "test":
+        if prompt.id in test:
             split = "test"
         elif prompt.id in valid or prompt.user_id in people:
             split = "valid"
