@@ -193,6 +193,23 @@ def test_a_kept_baseline_is_compared_with(
     assert found["arms"]["ppo"]["win_rate"] == report["arms"]["ppo"]["win_rate"]
 
 
+def test_equal_replies_tie_by_the_reward_model(
+    config: Config, folder: Path, tmp_path: Path
+) -> None:
+    kept = rows(folder, "replies.jsonl")
+    words = {row["prompt_id"]: row["text"] for row in kept if row["arm"] == "baseline"}
+    for place, row in enumerate(kept):
+        if row["arm"] == "sft" and place % 18 < 12:
+            row |= {"text": words[row["prompt_id"]], "ended_by": "eos"}
+        elif row["arm"] == "baseline":
+            row["ended_by"] = "eos"
+    equal = sum(r["arm"] == "sft" and r["text"] == words[r["prompt_id"]] for r in kept)
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    judged = replace(config, replies=tmp_path / "r.jsonl", judge="reward", pretrain_held_out=None)
+    assert equal > 12
+    assert evaluate(judged, tmp_path / "run")["arms"]["sft"]["ties"] == equal
+
+
 def test_people_can_decide(config: Config, folder: Path, tmp_path: Path) -> None:
     """Whoever ranks ppo first everywhere makes it win everywhere."""
     ranked = [

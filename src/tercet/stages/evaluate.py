@@ -147,13 +147,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
 
     passed = pass_over_models(config, arms, prompts, judges.get("reward"), ranks)
     texts = [prompt_text(prompt) for prompt in prompts]
-    scores = {
-        kind: {
-            arm: judge.score(texts, [r.text for r in rows], [r.finish for r in rows])
-            for arm, rows in passed.replies.items()
-        }
-        for kind, judge in judges.items()
-    }
+    scores = {kind: all_scores(judge, texts, passed.replies) for kind, judge in judges.items()}
     reward_model = held_out_report(config, judges)
     if not ranks.main:
         return
@@ -296,6 +290,20 @@ def pretraining_loss(config: Config, policy: Policy, ranks: Ranks) -> float:
     texts = read_texts(config.pretrain_held_out, config.max_texts)
     documents = window_documents(windows(policy.tokenizer, texts, config.context))
     return held_out_nll(policy.model, documents, ranks, token_budget=config.token_budget)
+
+
+def all_scores(
+    judge: Judge, prompts: Sequence[str], replies: Mapping[str, Sequence[Reply]]
+) -> dict[str, list[float]]:
+    """Scores of every arm, asked for in one call, so that equal replies to a prompt tie.
+
+    Scored in batches of their own, a reward model would tell them apart by rounding.
+    """
+    rows = [reply for part in replies.values() for reply in part]
+    scores = iter(
+        judge.score(list(prompts) * len(replies), [r.text for r in rows], [r.finish for r in rows])
+    )
+    return {arm: [next(scores) for _ in part] for arm, part in replies.items()}
 
 
 def held_out_report(config: Config, judges: Mapping[str, Judge]) -> dict[str, Any] | None:
