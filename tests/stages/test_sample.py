@@ -2,6 +2,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tercet.data.tokens import train_tokenizer
 from tercet.model.load import new_policy, save_model
@@ -130,6 +131,20 @@ def test_k_is_lowered_and_a_prompt_of_one_reply_discarded(config, monkeypatch, t
     assert found["p1"] == 2
     assert found["p2"] == 4
     assert run.done()["discarded_prompts"] == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_precision_is_that_of_sampling(config, tmp_path, monkeypatch, precision):
+    seen = set()
+    real = sample.generate
+
+    def spy(*args, **options):
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return real(*args, **options)
+
+    monkeypatch.setattr(sample, "generate", spy)
+    stage(main, replace(config, precision=precision, max_prompts=3), tmp_path / "run")
+    assert seen == {precision == "bf16"}
 
 
 def test_prompts_that_do_not_exist_or_do_not_fit_are_refused(config, toy, tmp_path):

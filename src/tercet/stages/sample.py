@@ -12,6 +12,7 @@ from tercet.data.split import stable_key
 from tercet.data.tokens import encode_prompt
 from tercet.model.load import check_context, fingerprint, load_policy, load_tokenizer
 from tercet.model.shard import Ranks
+from tercet.model.train import precision_context
 from tercet.records import (
     Candidate,
     CandidateSet,
@@ -46,6 +47,7 @@ class Config:
     slots: int = 128
     """Replies decoded at a time on one rank."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -180,18 +182,19 @@ def draw(
     for slot in slots:
         wanted.setdefault(slot.prompt, []).append(slot)
     order = list(wanted)
-    rollouts = generate(
-        model,
-        [encoded[i] for i in order],
-        samples=[len(wanted[i]) for i in order],
-        max_new_tokens=config.max_new_tokens,
-        stop_ids=[tokenizer.eos_token_id],
-        temperature=slots[0].temperature,
-        seed=seed,
-        keys=[stable_key(prompts[i].id) for i in order],
-        slots=config.slots,
-        on_finish=lambda _: on_finish(),
-    )
+    with precision_context(model.device, config.precision):
+        rollouts = generate(
+            model,
+            [encoded[i] for i in order],
+            samples=[len(wanted[i]) for i in order],
+            max_new_tokens=config.max_new_tokens,
+            stop_ids=[tokenizer.eos_token_id],
+            temperature=slots[0].temperature,
+            seed=seed,
+            keys=[stable_key(prompts[i].id) for i in order],
+            slots=config.slots,
+            on_finish=lambda _: on_finish(),
+        )
     for rollout in rollouts:
         slot = wanted[order[rollout.prompt]][rollout.sample]
         ids = rollout.tokens[:-1] if rollout.stopped else rollout.tokens
