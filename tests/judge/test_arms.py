@@ -72,6 +72,12 @@ def test_a_baseline_that_is_no_arm_is_refused() -> None:
         baseline_arm("sft", parse_arms(["gpt=a"], [], 1.0), [])
 
 
+@pytest.mark.parametrize("name", ["gpt-prompted", "bon:4"])
+def test_a_baseline_that_is_more_than_a_model_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}' is not a model by itself"):
+        baseline_arm(name, parse_arms(["gpt=a", "sft=b", name], [], 1.0), [])
+
+
 def test_eos_ends_a_reply() -> None:
     assert read([1, 2, EOS], True) == Reply(" yes no", "eos", 3)
 

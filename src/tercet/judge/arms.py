@@ -124,7 +124,8 @@ def baseline_arm(name: str, chosen: Sequence[Arm], temperatures: Sequence[str]) 
     """The baseline as a role of its own: the model of arm `name`, but its own noise.
 
     Raises:
-        InputError: no such arm.
+        InputError: no such arm, or one that is more than a model: its prefix, or its choice among
+            samples, would be lost.
     """
     names = [arm.name for arm in chosen]
     if name not in names:
@@ -133,6 +134,11 @@ def baseline_arm(name: str, chosen: Sequence[Arm], temperatures: Sequence[str]) 
             "or give baseline_replies"
         )
     twin = chosen[names.index(name)]
+    if twin.prompted or twin.samples > 1:
+        raise InputError(
+            f"baseline: '{name}' is not a model by itself; choose another arm, or give its replies "
+            "of an earlier evaluation, renamed to arm 'baseline', as baseline_replies"
+        )
     heat = read_temperatures(temperatures, [*names, BASELINE])
     return Arm(BASELINE, twin.model, heat.get(BASELINE, twin.temperature))
 
