@@ -28,3 +28,12 @@ def test_several_verdicts_of_one_prompt_are_one_cluster() -> None:
     assert together["n"] == 4
     apart = win_report(values * 20, [str(i) for i in range(80)])
     assert apart["high"] - apart["low"] == pytest.approx(0.22, abs=0.03)
+
+
+def test_untied_judgements_get_wilsons_interval_too() -> None:
+    found = win_report([1.0] * 10, [f"p{i}" for i in range(10)], resamples=100)
+    assert (found["low"], found["high"]) == (1.0, 1.0)
+    assert found["wilson_low"] == pytest.approx(0.7225, abs=1e-4)
+    assert found["wilson_high"] == pytest.approx(1.0)
+    assert "wilson_low" not in win_report([1.0, 0.5], ["a", "b"], resamples=100)
+    assert "wilson_low" not in win_report([1.0, 0.0], ["a", "a"], resamples=100)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tercet.statistics import bootstrap, win_rate
+from tercet.statistics import bootstrap, wilson, win_rate
 
 
 def outcomes(scores: Sequence[float], baseline: Sequence[float]) -> list[float]:
@@ -20,10 +20,16 @@ def win_report(
     """Win rate with ties as half wins and its 95% interval over prompts, and the other conventions.
 
     strict counts ties as losses, decided leaves them out (None when all are ties). n: judgements.
+    With one untied judgement a prompt there is Wilson's interval beside it, which, other than the
+    bootstrap, does not shrink to a point where one side wins everything.
     """
     rate = win_rate(values)
     interval = bootstrap(values, prompts, resamples=resamples, seed=seed)
-    return {
+    exact = {}
+    if rate.ties == 0 and len(set(prompts)) == len(values):
+        low, high = wilson(rate.wins, len(values))
+        exact = {"wilson_low": low, "wilson_high": high}
+    return exact | {
         "win_rate": rate.rate,
         "low": interval.low,
         "high": interval.high,

@@ -34,7 +34,7 @@ from tercet.model.reward import encode_replies, gather_scores, write_probe
 from tercet.model.shard import Ranks
 from tercet.model.train import precision_context, trees
 from tercet.model.tree import Document, scalars
-from tercet.objectives import ranking_loss, ranking_total
+from tercet.objectives import ranking_loss, ranking_total, reward_gain_bias
 from tercet.records import Demonstration, InputError, Ranking, about, prompt_text, read_records
 from tercet.rundir import RunDir, progress
 
@@ -316,5 +316,6 @@ def normalise(model: Any, tokenizer: Any, config: Config, ranks: Ranks) -> tuple
         dtype=torch.float64,
     )
     mean, deviation = float(scores.mean()), float(scores.std(correction=0))
-    set_bias(model, scalar_head(model).bias.item() - mean)
+    _, bias = reward_gain_bias(scores.flatten())
+    set_bias(model, scalar_head(model).bias.item() + bias)
     return mean, deviation
