@@ -182,10 +182,11 @@ def test_rl_init_and_ppo_ptx_start_from_their_relatives(recipe):
 def test_files_inside_nested_tables_count_as_inputs(tmp_path):
     (tmp_path / "demos.jsonl").write_text("{}")
     (tmp_path / "text.jsonl").write_text("{}")
+    long = "Answer. " * 50 + "{prompt} x=" + "y" * 300  # a text, and no path
     tables = {
         "data": {
             "root": str(tmp_path),
-            "demonstrations": [{"path": "demos.jsonl"}],
+            "demonstrations": [{"path": "demos.jsonl", "template": long}],
             "pretrain": [{"path": "text.jsonl"}],
         }
     }

@@ -17,6 +17,7 @@ from tercet.model.optim import (
     set_lr,
     warmup,
 )
+from tercet.records import RunFailed
 
 
 def parameter(*values: float, dtype: torch.dtype = torch.float64) -> nn.Parameter:
@@ -173,7 +174,7 @@ def test_three_broken_steps_in_a_row_abort() -> None:
     p.grad = torch.ones_like(p)
     for loss in (math.nan, math.nan, 1.0, math.nan, math.nan):
         assert guard.step(optimizer, loss, 1.0) == (loss == 1.0)
-    with pytest.raises(RuntimeError, match="3 steps in a row"):
+    with pytest.raises(RunFailed, match="3 steps in a row"):
         guard.step(optimizer, math.nan, 1.0)
     assert guard.skipped == 5
 

@@ -8,7 +8,7 @@ import torch
 
 from tercet.model.load import load_policy
 from tercet.model.tree import Document, logprobs, pack
-from tercet.records import InputError
+from tercet.records import InputError, RunFailed
 from tercet.rollout import Rollout, generate
 from tests.model.architectures import ARCHITECTURES, VOCABULARY, saved, tiny
 
@@ -217,7 +217,7 @@ def test_the_context_may_be_filled_to_the_last_position(llama: Any) -> None:
 def test_diverged_weights_are_reported(folder: Path) -> None:
     model = policy("llama", folder)
     model.lm_head.weight.data[:] = torch.nan
-    with pytest.raises(FloatingPointError, match="prompt 0"):
+    with pytest.raises(RunFailed, match="prompt 0"):
         generate(model, [[5]], max_new_tokens=2, stop_ids=[])
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from tercet.records import RunFailed
+
 
 def adam(
     params: Iterable[nn.Parameter],
@@ -105,7 +107,7 @@ class StepGuard:
     in_a_row: int = 0
 
     def step(self, optimizer: Optimizer, loss: float | Tensor, norm: float) -> bool:
-        """Whether the step was taken. Raises RuntimeError when `limit` steps in a row were not.
+        """Whether the step was taken. Raises RunFailed when `limit` steps in a row were not.
 
         `loss` must be the one summed over all ranks, so that all ranks decide alike.
         """
@@ -116,7 +118,7 @@ class StepGuard:
         self.skipped += 1
         self.in_a_row += 1
         if self.in_a_row >= self.limit:
-            raise RuntimeError(
+            raise RunFailed(
                 f"{self.in_a_row} steps in a row had a loss or gradient norm that is not finite "
                 f"(loss {float(loss)}, norm {norm}); lower the learning rate or check the data"
             )

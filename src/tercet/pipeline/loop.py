@@ -97,7 +97,7 @@ def _inputs(config: Any, folder: Path, recipe: Path) -> list[Path]:
                 f"{path}: stage {stage} of this run has not finished; run "
                 f"`tercet {stage} {recipe}` first, or name another path in the recipe"
             )
-        if path.exists():
+        if _there(path):
             found.add(path)
     return sorted(found)
 
@@ -108,7 +108,7 @@ def _paths(value: Any, root: Path) -> Iterator[Path]:
         yield root / value
     elif isinstance(value, str):
         path = value.partition("=")[2]
-        if path or Path(value, "config.json").is_file():  # "name=path", or a bare model folder
+        if path or _there(Path(value, "config.json")):  # "name=path", or a bare model folder
             yield Path(path or value)
     elif isinstance(value, list | tuple):
         for item in value:
@@ -117,6 +117,13 @@ def _paths(value: Any, root: Path) -> Iterator[Path]:
         for field in fields(value):
             if field.name != "root":
                 yield from _paths(getattr(value, field.name), root)
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a long text, such as a prompt template, is no path
+        return False
 
 
 def _fingerprint(step: Step, config: Any, inputs: Sequence[Path]) -> str:

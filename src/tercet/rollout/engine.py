@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tercet.model.load import check_context
-from tercet.records import InputError
+from tercet.records import InputError, RunFailed
 from tercet.rollout.cache import PromptReader, SlotCache
 from tercet.rollout.sampling import choose, stream, uniforms
 
@@ -96,7 +96,7 @@ def generate(
 
     The model must run the "tercet" attention (`load_policy`); dropout is off while sampling.
     Raises InputError for an empty prompt, unknown token ids, an option out of range, or a prompt
-    that leaves no room for `max_new_tokens` in the context; FloatingPointError for NaN logits.
+    that leaves no room for `max_new_tokens` in the context; RunFailed for NaN logits.
     """
     counts = [samples] * len(prompts) if isinstance(samples, int) else list(samples)
     keys = range(len(prompts)) if keys is None else keys
@@ -227,8 +227,9 @@ def _place(batch: _Batch, slots: list[int], replies: list[_Reply]) -> None:
 
 def _rollout(reply: _Reply, stopped: bool) -> Rollout:
     if any(map(math.isnan, reply.logprobs)):
-        raise FloatingPointError(
-            f"the model gives NaN logits after prompt {reply.prompt}: its weights have diverged"
+        raise RunFailed(
+            f"the model gives NaN logits after prompt {reply.prompt}: its weights have diverged; "
+            "train it again with a lower learning rate"
         )
     return Rollout(reply.prompt, reply.sample, reply.tokens, reply.logprobs, stopped)
 
