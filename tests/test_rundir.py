@@ -162,6 +162,39 @@ def test_remaining_time_is_told_for_people(monkeypatch):
     assert meter.remaining() == "1h 39m left"  # 99 steps of a minute each
 
 
+def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(rundir.time, "monotonic", lambda: now[0])
+    meter = rundir.Meter(100, "sft", "step")
+    meter.resume(90)
+    now[0] = 1.0
+    assert (meter.rate(), meter.remaining()) == ("", "")
+    meter.advance(1)
+    now[0] = 60.0
+    assert (meter.rate(), meter.remaining()) == ("60 s/step", "9m 00s left")
+
+
+def test_a_resumed_bar_goes_on_at_its_place(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "160")
+    with progress(3, "ppo", "iteration") as meter:
+        meter.resume(2)
+        meter.advance(1, kl=2.25)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_a_fresh_start_forgets_the_curves_of_an_earlier_run(tmp_path):
+    old, run = RunDir(tmp_path), RunDir(tmp_path)
+    old.log(1, {"loss": 1.0})
+    old.finish({})  # closes the file
+    run.rewind(-1)
+    run.log(0, {"loss": 2.0})
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    run.finish({})
+    run.rewind(0)
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
 def test_logging_needs_no_torch(tmp_path):
     code = (
         "import sys; from pathlib import Path; from tercet.rundir import RunDir\n"

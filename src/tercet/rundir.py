@@ -107,11 +107,12 @@ class RunDir:
     def rewind(self, step: int) -> None:
         """Drops the metrics after `step`, before resuming from a checkpoint made at `step`.
 
-        -1 is a fresh start: the samples of an earlier run go too."""
+        -1 is a fresh start: the samples and TensorBoard files of an earlier run go too."""
         if not self.main:
             return
         if step < 0:
             shutil.rmtree(self.path / "samples", ignore_errors=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
         kept = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
         write_atomically(self.path / "metrics.jsonl", "".join(kept).encode())
 
@@ -231,6 +232,7 @@ class Meter:
     def __init__(self, total: float | None, description: str, unit: str) -> None:
         self.total, self.description, self.unit = total, description, unit
         self.count = 0.0
+        self._before = 0.0
         self.fields: dict[str, Any] = {}
         self._started = self._spoke = time.monotonic()
         self._bar: tuple[Progress, TaskID] | None = None
@@ -246,12 +248,21 @@ class Meter:
         elif self._plain and time.monotonic() - self._spoke >= PLAIN_SECONDS:
             self.say(self.remaining())
 
+    def resume(self, n: float) -> None:
+        """Counts `n` units that an earlier process did: they say nothing about this one's rate."""
+        self.count += n
+        self._before += n
+        if self._bar is not None:
+            bar, task = self._bar
+            bar.reset(task, start=True, completed=int(self.count))
+
     def rate(self) -> str:
         """Units a second, or seconds a unit when that is slow: "3.1 steps/s", "12 s/step"."""
         seconds = time.monotonic() - self._started
-        if not self.count or seconds <= 0:
+        done = self.count - self._before
+        if not done or seconds <= 0:
             return ""
-        speed = self.count / seconds
+        speed = done / seconds
         return (
             f"{_short(speed)} {self.unit}s/s"
             if speed >= 1
@@ -260,10 +271,11 @@ class Meter:
 
     def remaining(self) -> str:
         """Time left at the mean rate so far, "" when unknown."""
-        if not self.total or not self.count:
+        done = self.count - self._before
+        if not self.total or not done:
             return ""
         seconds = time.monotonic() - self._started
-        return f"{_duration(seconds * max(0.0, self.total - self.count) / self.count)} left"
+        return f"{_duration(seconds * max(0.0, self.total - self.count) / done)} left"
 
     def metrics(self) -> str:
         """The fields as "loss 2.31  kl 0.02"."""

@@ -1,6 +1,5 @@
 from collections import Counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,8 +112,3 @@ def test_labelers_keep_their_group_and_all_groups_are_used():
     groups = [labeler_group(f"labeler-{i}", 5) for i in range(60)]
     assert groups == [labeler_group(f"labeler-{i}", 5) for i in range(60)]
     assert set(groups) == set(range(5))
-
-
-@pytest.mark.parametrize("labeler", [None, ""])
-def test_a_ranking_without_labeler_has_a_group_too(labeler):
-    assert 0 <= labeler_group(labeler, 5) < 5

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tercet.model import checkpoint
 from tercet.model.checkpoint import Checkpoints, rng_state, seed_all, set_rng_state
 from tercet.model.shard import Ranks
 
@@ -32,6 +33,27 @@ def test_every_generator_goes_on_where_it_was():
     seed_all(4)
     set_rng_state(state)
     assert draws() == expected
+
+
+def test_a_slow_disk_is_written_to_less_often(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    real = torch.save
+
+    def slow(state, path):
+        now[0] += 30
+        real(state, path)
+
+    monkeypatch.setattr(checkpoint.torch, "save", slow)
+    saved = []
+    with checkpoints(tmp_path, every_s=60) as kept:
+        for step in range(1, 100):
+            now[0] += 10
+            before = kept.saved
+            kept.offer(step, dict)
+            if kept.saved != before:
+                saved.append(step)
+    assert saved == [7, 35, 63, 91]  # after 60 s at first, then after nine times the 30 s
 
 
 def test_seeds_and_ranks_differ():

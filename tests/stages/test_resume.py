@@ -110,7 +110,7 @@ def killed(name, config, folder, while_saving):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def offer(self, step, state):
-        self.every_s = -1.0
+        self.every_s, self.writing_s = -1.0, 0.0
         if step == stop and while_saving:
             torch.save = save
         OFFER(self, step, state)

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tercet.data.rankings import labeler_group
 from tercet.judge.accuracy import reward_report
 from tercet.model.load import load_scalar, scalar_head, set_bias
 from tercet.model.reward import check_probe, encode_replies, gather_scores, score_documents
@@ -272,6 +273,18 @@ def test_a_group_of_labelers_can_be_held_out(config, toy, tmp_path):
     held_out = done["held_out_labelers"]["rankings"]
     assert held_out > 0
     assert done["trained_rankings"] == 24 - held_out
+
+
+def test_a_group_without_labelers_is_refused(config, toy, tmp_path):
+    path = rewritten(toy, tmp_path, lambda i, r: r.model_copy(update={"labeler": None}))
+    options = replace(config, hold_out_group=0, labeler_groups=1)
+    with pytest.raises(InputError, match=r"group 0 of 1; groups with labelers: none"):
+        stage(main, replace(options, rankings=path), tmp_path / "a")
+    path = rewritten(toy, tmp_path, lambda i, r: r.model_copy(update={"labeler": "one"}))
+    group = labeler_group("one", 5)
+    options = replace(config, rankings=path, hold_out_group=(group + 1) % 5)
+    with pytest.raises(InputError, match=rf"groups with labelers: {group}; choose"):
+        stage(main, options, tmp_path / "b")
 
 
 def rewritten(toy, tmp_path, change):

@@ -99,7 +99,7 @@ def batches(
     return result
 
 
-def labeler_group(labeler: str | None, groups: int) -> int:
+def labeler_group(labeler: str, groups: int) -> int:
     """Which of `groups` a labeler belongs to, for tests on held-out labelers (InstructGPT 4.1)."""
-    digest = hashlib.sha256((labeler or "").encode()).digest()
+    digest = hashlib.sha256(labeler.encode()).digest()
     return int.from_bytes(digest[:8], "big") % groups

@@ -287,7 +287,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             for name, guard in guards.items():
                 guard.skipped, guard.in_a_row = state["guards"][name]
         run.rewind(start - 1)
-        bar.advance(start)
+        bar.resume(start)
         history = [
             {name: x for name, x in row.items() if x is not None}
             for row in (run.metrics() if ranks.main else [])

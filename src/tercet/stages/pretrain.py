@@ -123,7 +123,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             optimizer.load_state_dict(state["optimizer"])
             guard.skipped, guard.in_a_row = state["guard"]
         run.rewind(start - 1)
-        bar.advance(start)
+        bar.resume(start)
         for step in range(start, steps):
             batch = [
                 documents[i] for i in batch_indices(len(documents), config.batch, step, config.seed)

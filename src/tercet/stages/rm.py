@@ -148,7 +148,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             optimizer.load_state_dict(state["optimizer"])
             guard.skipped, guard.in_a_row = state["guard"]
         run.rewind(start - 1)
-        bar.advance(start)
+        bar.resume(start)
         for step in range(start, len(plan)):
             batch = [elements[i] for i in plan[step]]
             set_lr(optimizer, config.lr * cosine(step, len(plan), warmup=config.warmup))
@@ -229,15 +229,25 @@ def divide(
     """
     train: list[Example] = []
     held_out: dict[str, list[Example]] = {}
+    groups: set[int] = set()
     for ranking, ids in examples:
-        group = labeler_group(ranking.labeler, config.labeler_groups)
         split = ranking.split or "train"
-        if split == "train" and group == config.hold_out_group:
-            split = "held_out_labelers"
+        if split == "train" and config.hold_out_group is not None and ranking.labeler:
+            group = labeler_group(ranking.labeler, config.labeler_groups)
+            groups.add(group)
+            if group == config.hold_out_group:
+                split = "held_out_labelers"
         if split != "train":
             held_out.setdefault(split, []).append((ranking, ids))
         elif has_pairs(ranking):
             train.append((ranking, ids))
+    if config.hold_out_group is not None and "held_out_labelers" not in held_out:
+        raise InputError(
+            f"{config.rankings}: no labeler of the training rankings falls into group "
+            f"{config.hold_out_group} of {config.labeler_groups}; groups with labelers: "
+            f"{', '.join(map(str, sorted(groups))) or 'none'}; choose one of these as "
+            "hold_out_group, or another labeler_groups"
+        )
     trained = {r.prompt_id for r, _ in train}
     leaked = sorted(
         r.prompt_id

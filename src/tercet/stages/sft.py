@@ -144,7 +144,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         elif ranks.main:
             shutil.rmtree(run.path / "epochs", ignore_errors=True)  # of an earlier, longer run
         run.rewind(start - 1)
-        bar.advance(start)
+        bar.resume(start)
         for step in range(start, steps):
             batch = [
                 train[i] for i in batch_indices(len(train), config.batch - mixed, step, config.seed)
