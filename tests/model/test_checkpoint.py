@@ -98,11 +98,12 @@ def test_a_kill_while_writing_leaves_the_state_before(tmp_path):
     assert list(tmp_path.glob("*.partial")) == []
 
 
-def test_another_configuration_starts_afresh(tmp_path):
+def test_another_configuration_starts_afresh_and_says_so(tmp_path, capsys):
     with checkpoints(tmp_path) as kept:
         kept.save(5, {})
     with checkpoints(tmp_path, fingerprint="b") as kept:
         assert kept.load() is None
+    assert "do not fit: from the beginning" in capsys.readouterr().err
     assert steps(tmp_path) == []  # their metrics and epochs are overwritten: no way back
 
 

@@ -261,6 +261,9 @@ def test_a_kl_beyond_its_limit_stops_the_run(config, tmp_path):
     options = replace(config, kl_abort=0.05, lr=0.1, warmup_iterations=0)
     with pytest.raises(RunFailed, match=r"passed kl_abort 0.05 at iteration [12]; raise beta"):
         stage(main, options, tmp_path / "run")
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["kl"] > 0.05  # what stopped it can be read and looked at
+    assert (tmp_path / "run" / "samples" / f"iteration-000{last['step']}.txt").exists()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,9 +105,15 @@ class Checkpoints:
         """
         common = set.intersection(*(set(steps) for steps in self.ranks.gather([self._steps()])))
         newest = self.folder / f"{self.prefix}{max(common)}.pt" if common else None
-        for path in self.folder.glob(f"*-rank{self.ranks.rank}-*"):
-            if path != newest:
-                path.unlink()
+        others = [p for p in self.folder.glob(f"*-rank{self.ranks.rank}-*") if p != newest]
+        if others and newest is None and self.ranks.main:
+            print(
+                "checkpoints of other options, inputs or number of processes do not fit: from the "
+                "beginning",
+                file=sys.stderr,
+            )
+        for path in others:
+            path.unlink()
         if newest is None:
             return None
         state = torch.load(newest, map_location="cpu", weights_only=True)

@@ -322,6 +322,8 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                             batch.logp_generated_BT, half(config, ranks), ranks)  # fmt: skip
             metrics = summarise(batch, beta) | gold_numbers(world, groups)
             if config.kl_abort is not None and metrics["kl"] > config.kl_abort:
+                run.log(iteration, metrics)
+                run.samples(f"iteration-{iteration:04d}", sample_page(batch, config.show, []))
                 raise RunFailed(
                     f"mean sequence KL {metrics['kl']:.1f} passed kl_abort {config.kl_abort} at "
                     f"iteration {iteration}; raise beta or lower lr"
