@@ -199,6 +199,20 @@ def test_files_inside_nested_tables_count_as_inputs(tmp_path):
     assert loop._fingerprint(step, configure(step, tables, run, recipe), found) != before
 
 
+def test_the_papers_preset_gives_ppo_and_ppo_ptx(recipe):
+    tables = load_recipe(recipe) | {
+        "world": {},
+        "ppo": {"preset": "instructgpt"},
+        "ppo_ptx": {},
+    }
+    run, steps, tables = plan(recipe, tables, [])
+    found = {s.name: configure(s, tables, run, recipe) for s in steps if s.module == "ppo"}
+    assert {name: (c.ptx_coef, c.ptx_ratio) for name, c in found.items()} == {
+        "ppo": (0.0, 8.0),
+        "ppo-ptx": (27.8, 8.0),
+    }
+
+
 # --- processes ----------------------------------------------------------------------------------
 
 

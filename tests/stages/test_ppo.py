@@ -164,7 +164,7 @@ def test_the_papers_profile_takes_4000_steps_and_2048000_windows(toy):
     """I43: counted through the functions that the stage counts with."""
     options = Config(
         policy=toy.policy, reward=toy.reward, prompts=toy.prompts, ptx_text=toy.text,
-        **PRESETS["instructgpt"],
+        ptx_coef=27.8, **PRESETS["instructgpt"],
     )  # fmt: skip
     assert options.iterations == 500
     minibatches = options.rollout_batch // options.minibatch * options.inner_epochs

@@ -44,11 +44,12 @@ from tercet.rundir import RunDir, progress
 from tercet.world import World
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # InstructGPT C.3-C.5, 1.3B; what the paper does not print is as in its predecessors' code.
+    # InstructGPT C.3-C.5, 1.3B; what the paper does not print is as in its predecessors' code. The
+    # step ppo-ptx brings ptx_coef 27.8 itself: here it would make PPO-ptx of the step ppo too.
     "instructgpt": {
         "episodes": 256_000, "rollout_batch": 512, "minibatch": 64, "inner_epochs": 1,
         "beta": 0.02, "lr": 5e-6, "value_lr": 9e-6, "warmup_iterations": 10, "ema": 0.992,
-        "adam_eps": 1e-5, "ptx_coef": 27.8, "ptx_ratio": 8.0, "max_prompt_tokens": 1000,
+        "adam_eps": 1e-5, "ptx_ratio": 8.0, "max_prompt_tokens": 1000,
         "max_new_tokens": 1000,
     },
     # Stiennon 2020, 1.3B.
