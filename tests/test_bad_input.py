@@ -212,3 +212,20 @@ def test_a_policy_given_as_reward_model(recipe, toy, refused):
 def test_two_processes_say_it_once_too(recipe, refused):
     (recipe.parent / "text.jsonl").write_text('{"title": "x"}\n')
     refused(["run", recipe, "--processes", "2"], r"text\.jsonl:1: field 'text' is missing")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_fails_for_a_known_reason_says_it_in_one_line(
+    processes, recipe, toy, ppo, capfd
+):
+    """Exit code 1: the input was fine."""
+    options = ["--kl-abort", "0.01", "--lr", "0.1", "--warmup-iterations", "0"]
+    text = recipe.read_text().replace("processes = 1", f"processes = {processes}")
+    recipe.write_text(text)
+    assert main([str(a) for a in [*ppo, *options]]) == 1
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    lines = [line for line in said.splitlines() if line.startswith("tercet: ")]
+    assert len(lines) == 1
+    assert re.search(r"passed kl_abort 0\.01 at iteration 1; raise beta or lower lr", lines[0])
+    assert not (recipe.parent / "runs" / "toy" / "ppo" / "done.json").exists()
