@@ -939,8 +939,8 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "bias set without the present one",
         RM,
-        "scalar_head(model).bias.item() - mean",
-        "-mean",
+        "scalar_head(model).bias.item() + bias",
+        "bias",
         REWARD_STAGE,
     ),
     Mutation(

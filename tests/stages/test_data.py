@@ -173,3 +173,19 @@ def test_one_document_cannot_be_held_out(files, tmp_path):
     rows(files / "text.jsonl", {"title": "t", "text": "only"})
     with pytest.raises(InputError, match="more documents"):
         stage(main, config(files), tmp_path / "run")
+
+
+def test_without_a_marked_test_prompt_some_users_are_drawn(files, tmp_path):
+    demonstrations = [
+        {"id": f"d{i}", "user_id": f"u{i // 2}", "prompt": f"what {i}?", "response": "that"}
+        for i in range(200)
+    ]
+    rows(files / "many.jsonl", *demonstrations)
+    options = config(files, demonstrations=[{"path": "many.jsonl"}], rankings=[])
+    kept, _, prompts = read(stage(main, options, tmp_path / "run"))
+    by_user = {d.user_id: {e.split for e in kept if e.user_id == d.user_id} for d in kept}
+    assert {split for splits in by_user.values() for split in splits} == {"train", "valid", "test"}
+    assert all(len(splits) == 1 for splits in by_user.values())
+    drawn = {d.prompt_id for d in kept if d.split == "test"}
+    assert 5 <= len(drawn) <= 40
+    assert drawn == {p.id for p in prompts if p.split == "test"}

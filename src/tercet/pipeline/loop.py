@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tercet import __version__
 from tercet.config import load_recipe, override, suggest, to_toml
 from tercet.pipeline.processes import launch
 from tercet.pipeline.recipe import Run, configure, plan, preset_of, read_run, with_overrides
@@ -127,8 +128,8 @@ def _there(path: Path) -> bool:
 
 
 def _fingerprint(step: Step, config: Any, inputs: Sequence[Path]) -> str:
-    """What a stage's result depends on: its configuration and the content of its inputs."""
-    parts = [step.module, to_toml(config)] + [content_hash(path) for path in inputs]
+    """What a stage's result depends on: tercet's version, its configuration, its inputs."""
+    parts = [__version__, step.module, to_toml(config)] + [content_hash(path) for path in inputs]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

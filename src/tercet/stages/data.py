@@ -49,6 +49,8 @@ class Config:
     """Documents of the pretraining text that only measure."""
     max_texts: int | None = None
     """Training documents at most."""
+    test_fraction: float = 0.1
+    """Share of users whose prompts become the test split, when no record is marked "test"."""
     ppo_fraction: float = 0.9
     """Share of training prompts that PPO uses; the rest are validation prompts."""
     test_prompts: int | None = None
@@ -58,8 +60,10 @@ class Config:
     def __post_init__(self) -> None:
         if not self.demonstrations or not self.pretrain:
             raise ValueError("demonstrations and pretrain need at least one source each")
-        if not 0 < self.ppo_fraction < 1:
-            raise ValueError("ppo_fraction must be between 0 and 1")
+        if not (0 < self.ppo_fraction < 1 and 0 <= self.test_fraction < 1):
+            raise ValueError(
+                "ppo_fraction must be between 0 and 1, test_fraction from 0 to below 1"
+            )
 
 
 def main(config: Config, run: RunDir, ranks: Ranks) -> None:
@@ -84,10 +88,16 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     asked = more_prompts(config)
     test = {r.prompt_id for r in [*demonstrations, *rankings] if r.split == "test"}
     test |= {p.id for p in asked if p.split == "test"}
+    chosen = set() if test else drawn_test(demonstrations, rankings, asked, config)
+    test |= chosen
     judged = {r.prompt_id for r in rankings if r.split == "valid"}
     judged |= {p.id for p in asked if p.split == "valid"}
     # Words, not tokens: there is no tokenizer yet; sft, rm and ppo count tokens themselves.
     # A file's "train" is divided again by user, because files seldom hold a validation split.
+    demonstrations = [
+        d.model_copy(update={"split": "test"}) if d.prompt_id in chosen else d
+        for d in demonstrations
+    ]
     undivided = [
         d.model_copy(update={"split": "valid" if d.prompt_id in judged else None})
         if d.split in (None, "train")
@@ -120,6 +130,20 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             "held_out_documents": len(held_out),
         }
     )
+
+
+def drawn_test(
+    demonstrations: Sequence[Demonstration],
+    rankings: Sequence[Ranking],
+    prompts: Sequence[Prompt],
+    config: Config,
+) -> set[str]:
+    """Prompt ids of a share of users, or of prompts where no user is known, by a hash."""
+    users = {p.id: p.user_id or p.id for p in prompts}
+    users |= {d.prompt_id: d.user_id or d.prompt_id for d in demonstrations}
+    shares = {"test": config.test_fraction, "train": 1 - config.test_fraction}
+    ids = {*users, *(r.prompt_id for r in rankings)}
+    return {i for i in ids if split_of(users.get(i, i), shares, f"test {config.seed}") == "test"}
 
 
 def ranking_split(ranking: Ranking, test: set[str], valid: set[str]) -> str:

@@ -66,6 +66,8 @@ class Config:
     """Rankings made on candidates.jsonl of an earlier evaluation, for judge = "rankings"."""
     held_out_rankings: Path | None = None
     """Rankings that the reward model was not trained on, for its accuracy and calibration."""
+    held_out_criterion: str | None = None
+    """Use only those of this criterion."""
     held_out_split: str | None = "valid"
     """Use only those rankings of this split."""
     few_shot: Path | None = None
@@ -313,12 +315,14 @@ def held_out_report(config: Config, judges: Mapping[str, Judge]) -> dict[str, An
     records = [
         record
         for record in read_records(config.held_out_rankings, Ranking)
-        if config.held_out_split is None or record.split == config.held_out_split
+        if (config.held_out_split is None or record.split == config.held_out_split)
+        and (config.held_out_criterion is None or record.criterion == config.held_out_criterion)
     ]
     if not records:
         raise InputError(
-            f"{config.held_out_rankings}: no ranking has split '{config.held_out_split}'; "
-            "set held_out_split"
+            f"{config.held_out_rankings}: no ranking has split '{config.held_out_split}'"
+            + (f" and criterion '{config.held_out_criterion}'" if config.held_out_criterion else "")
+            + "; set held_out_split"
         )
     found = {kind: rankings.score_rankings(judge, records) for kind, judge in judges.items()}
     return reward_report(

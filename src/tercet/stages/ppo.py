@@ -209,6 +209,10 @@ class Config:
             raise ValueError(
                 "rloo needs samples of at least 2: its baseline is the prompt's other replies"
             )
+        if self.algorithm == "rloo" and self.inner_epochs > 1:
+            raise ValueError(
+                "rloo takes one pass over its samples: set inner_epochs = 1, or use ppo"
+            )
         if self.kl_target is not None and 0.2 * self.rollout_batch / self.kl_horizon >= 1:
             raise ValueError("kl_horizon must be above a fifth of rollout_batch")
 
