@@ -335,3 +335,15 @@ def test_ctrl_c_on_two_processes_leaves_a_run_that_goes_on(toy, tmp_path, capfd)
     expected = tmp_path / "whole" / "runs" / "toy"
     assert same(weights(run / "ppo" / "model"), weights(expected / "ppo" / "model"))
     assert [row["step"] for row in RunDir(run / "ppo").metrics()] == list(range(20))
+
+
+def test_two_runs_do_not_share_a_folder(recipe, capsys):
+    run = read_run(load_recipe(recipe), recipe)
+    held = loop._lock(run.root / run.name)
+    assert held is not None
+    try:
+        assert main(["run", str(recipe), "--until", "pretrain"]) == 2
+        assert "another tercet is working in this run" in capsys.readouterr().err
+    finally:
+        held.close()
+    assert main(["run", str(recipe), "--until", "pretrain"]) == 0

@@ -1,5 +1,7 @@
+import errno
 import gzip
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from tercet.records import (
     prompt_text,
     read_records,
     write_records,
+    writing,
 )
 
 
@@ -220,3 +223,24 @@ def test_messages_are_rendered_as_a_dialogue():
     assert prompt_text(Prompt(id="p", messages=messages)) == text
     assert prompt_text(Prompt(id="p", text="Where?")) == "Where?"
     assert prompt_text(ranking(1, 2)) == "Where?"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_full_disk_is_named_whatever_the_library_raises(tmp_path, monkeypatch, folder):
+    path = tmp_path / "model.partial"
+
+    def write():
+        with writing(path):
+            if folder:
+                path.mkdir()
+            (path / "half" if folder else path).write_text("half")
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    with pytest.raises(RuntimeError):  # there is room: it is another fault
+        write()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(OSError, match="No space left") as caught:
+        write()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert not path.exists()

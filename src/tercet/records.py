@@ -4,9 +4,11 @@ rankings = read_records(Path("rankings.jsonl"), Ranking)
 write_records(Path("train.jsonl.gz"), [r for r in rankings if r.split == "train"])
 """
 
+import errno
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -22,6 +24,8 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+
+DISK_IS_FULL = 2**20  # bytes free, with the unfinished file still there
 
 Identifier = Annotated[str, StringConstraints(min_length=1)]
 Finish = Literal["stop", "length"]
@@ -277,6 +281,26 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     data = "".join(dump(record) + "\n" for record in records).encode()
     write_atomically(path, gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, a library writes `path`; a full disk becomes the OSError that Python itself raises.
+
+    torch, safetensors and shutil have errors of their own for it. What was half-written goes away.
+    """
+    try:
+        yield
+    except Exception as error:
+        unnamed = getattr(error, "errno", None) is None
+        full = unnamed and shutil.disk_usage(path.parent).free < DISK_IS_FULL
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:

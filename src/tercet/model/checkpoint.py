@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from tercet.model.shard import Ranks
+from tercet.records import writing
 
 
 def rng_state() -> dict[str, Any]:
@@ -140,7 +141,8 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.prefix}{step}.pt"
         partial = path.with_suffix(".partial")
-        torch.save(state | {"step": step, "rng": rng_state()}, partial)
+        with writing(partial):
+            torch.save(state | {"step": step, "rng": rng_state()}, partial)
         partial.replace(path)
         for old in self._steps()[:-2]:
             (self.folder / f"{self.prefix}{old}.pt").unlink(missing_ok=True)

@@ -38,7 +38,7 @@ from tercet.model.folders import (
     resolve,
 )
 from tercet.model.tree import tree_logprobs
-from tercet.records import InputError
+from tercet.records import InputError, writing
 
 Init = Literal["normal", "zero"]
 HEAD_NAMES = ("score", "classifier")
@@ -234,7 +234,7 @@ def save_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with quiet():
+    with quiet(), writing(partial):
         model.save_pretrained(partial, state_dict=None if state is None else dict(state))  # type: ignore
         if tokenizer is not None:
             tokenizer.save_pretrained(partial)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import sys
@@ -11,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tercet import __version__
 from tercet.config import load_recipe, override, suggest, to_toml
@@ -57,8 +58,12 @@ def _stages(chosen: Sequence[int], configs: Mapping[str, Any], run: Run, recipe:
     from tercet.model.shard import Ranks
 
     ranks = Ranks.start(run.device)
+    folder = run.root / run.name
+    lock = None
     try:
-        folder = run.root / run.name
+        if ranks.main:
+            lock = _lock(folder)
+        ranks.barrier()
         for step in (STEPS[place] for place in chosen):
             config = configs[step.name]
             out = RunDir(folder / step.name, ranks.main)
@@ -82,6 +87,32 @@ def _stages(chosen: Sequence[int], configs: Mapping[str, Any], run: Run, recipe:
             _report(folder)
     finally:
         ranks.close()
+        if lock is not None:
+            lock.close()
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """Keep the run's folder to this process until it ends, however it ends.
+
+    Raises InputError when another process has it. None where the system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return None  # a file system without locks
+        raise InputError(
+            f"{folder}: another tercet is working in this run; wait for it, or give this one "
+            "another --name"
+        ) from None
+    return file
 
 
 def _inputs(config: Any, folder: Path, recipe: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from tercet.data.tokens import encode_prompt
 from tercet.model.load import load_policy, load_scalar, load_tokenizer
 from tercet.model.reward import check_probe, encode_replies, gather_scores
 from tercet.model.shard import Ranks
-from tercet.records import InputError, Prompt, prompt_text, read_records
+from tercet.records import InputError, Prompt, prompt_text, read_records, writing
 from tercet.rollout.engine import generate
 from tercet.rundir import RunDir, progress
 
@@ -87,5 +87,6 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     best = max(table, key=lambda row: row["reward"])  # the first of equals: the earlier epoch
     if ranks.main:
         shutil.rmtree(run.model, ignore_errors=True)
-        shutil.copytree(config.epochs / best["epoch"], run.model)
+        with writing(run.model):
+            shutil.copytree(config.epochs / best["epoch"], run.model)
         run.finish({"epochs": table, "selected_epoch": best["epoch"], "prompts": len(prompts)})

@@ -28,7 +28,7 @@ from tercet.model.train import (
     target_count,
 )
 from tercet.model.tree import Document
-from tercet.records import Demonstration, InputError, about, prompt_text, read_records
+from tercet.records import Demonstration, InputError, about, prompt_text, read_records, writing
 from tercet.rundir import RunDir, progress
 
 
@@ -187,7 +187,8 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     best = min(history, key=lambda row: (row["selected_by"], row["epoch"]))
     if ranks.main:
         shutil.rmtree(run.model, ignore_errors=True)
-        shutil.copytree(run.path / "epochs" / f"{int(best['epoch']):02d}", run.model)
+        with writing(run.model):
+            shutil.copytree(run.path / "epochs" / f"{int(best['epoch']):02d}", run.model)
         run.finish(
             {
                 "epochs": history,
