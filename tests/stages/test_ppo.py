@@ -253,6 +253,12 @@ def test_beta_follows_the_controller(config, tmp_path):
     assert betas == pytest.approx([0.1, 0.1 * factor, 0.1 * factor**2])
 
 
+def test_a_beta_at_its_bound_is_said(config, tmp_path, capsys):
+    options = replace(config, beta=0.1, kl_target=6.0, beta_low=0.1)
+    stage(main, options, tmp_path / "run")
+    assert "beta 0.1 is at its bound" in capsys.readouterr().err
+
+
 def test_a_fixed_beta_stays(trained):
     assert {row["beta"] for row in trained.metrics()} == {0.02}
 

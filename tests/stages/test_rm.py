@@ -19,7 +19,7 @@ from tercet.records import (
     read_records,
     write_records,
 )
-from tercet.stages.rm import Config, backward, divide, document, main, normalise
+from tercet.stages.rm import Config, backward, divide, document, main, normalise, overfit
 from tests.model.architectures import saved
 from tests.toy import distance, gradients, stage, weights
 
@@ -354,3 +354,12 @@ def test_a_tied_ranking_trains_nothing_but_may_be_held_out(config):
     train, held_out = divide([(tie(FOUR[0]), FOUR[1]), (held, FOUR[1]), NINE], config)
     assert [r.prompt_id for r, _ in train] == [NINE[0].prompt_id]
     assert len(held_out["valid"]) == 1
+
+
+def test_a_gap_between_seen_and_held_out_rankings_is_said():
+    def summary(seen, valid):
+        return {"train_sample": {"accuracy": seen}, "valid": {"accuracy": valid}}
+
+    assert overfit(summary(0.80, 0.73), ["valid"]) == []
+    (line,) = overfit(summary(0.90, 0.75), ["valid", "test"])
+    assert "0.900" in line and "0.750 on valid" in line

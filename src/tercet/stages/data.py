@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from tercet.data import importers
@@ -182,14 +182,15 @@ def short(prompt: str, replies: Sequence[str], source: Source) -> bool:
 
 
 def read_pretraining(config: Config, bar: Meter) -> tuple[list[str], list[str]]:
-    """(training documents, held-out ones): whole documents are held out, never parts of one."""
-    train: list[str] = []
-    held_out: list[str] = []
+    """(training documents, held-out ones), from the sources in turn; never parts of a document."""
+    sources = []
     for source in config.pretrain:
-        found = islice(importers.texts(config.root / source.path, source), source.limit)
-        for text in found:
-            (train if text.split == "train" else held_out).append(text.text)
+        found = list(islice(importers.texts(config.root / source.path, source), source.limit))
+        sources.append(found)
         bar.advance(1)
+    texts = [t for turn in zip_longest(*sources) for t in turn if t is not None]
+    train = [text.text for text in texts if text.split == "train"]
+    held_out = [text.text for text in texts if text.split != "train"]
     if not train or not held_out:
         raise InputError(
             f"{config.pretrain[0].path}: {len(train)} training and {len(held_out)} held-out "

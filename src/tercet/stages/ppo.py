@@ -351,7 +351,10 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             if controller is not None:
                 beta = controller.update(metrics["kl"], config.rollout_batch)
             metrics["lr"] = config.lr * factor
+            metrics["value_lr"] = config.value_lr * factor
             fired = alarms(metrics, history, half(config, ranks))
+            if controller is not None and beta in (config.beta_low, config.beta_high):
+                fired.append(f"beta {beta:g} is at its bound: KL {metrics['kl']:.2f} runs away")
             history.append(metrics)
             run.log(iteration, metrics | {"alarms": float(len(fired))})
             table.row(iteration, metrics, fired)

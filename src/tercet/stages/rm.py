@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,11 @@ from tercet.model.tree import Document, scalars
 from tercet.objectives import ranking_loss, ranking_total, reward_gain_bias
 from tercet.records import Demonstration, InputError, Ranking, about, prompt_text, read_records
 from tercet.rundir import RunDir, progress
+
+TRAIN_SAMPLE = 500
+"""Rankings whose accuracy after training is compared with the held-out ones'."""
+OVERFIT = 0.08
+"""The difference that is called overfitting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +193,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         "skipped_steps": guard.skipped,
         "tokenizer": fingerprint(tokenizer),
     }
-    for name, part in held_out.items():
+    for name, part in {"train_sample": train[:TRAIN_SAMPLE], **held_out}.items():
         if any(has_pairs(r) for r, _ in part):
             scores = gather_scores(
                 model,
@@ -198,10 +204,23 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             )
             summary[name] = reward_report(scores, [r for r, _ in part])
     if ranks.main:
+        for line in overfit(summary, list(held_out)):
+            print(f"! {line}", file=sys.stderr, flush=True)
         save_model(model, tokenizer, run.model)
         probe = [(r.prompt, r.replies[0].text) for r, _ in (held_out.get("valid") or train)[:8]]
         write_probe(model, tokenizer, probe, run.model)
         run.finish(summary)
+
+
+def overfit(summary: Mapping[str, Any], held_out: Sequence[str]) -> list[str]:
+    """What to say when rankings that trained are decided far better than held-out ones."""
+    seen = summary["train_sample"]["accuracy"]
+    return [
+        f"the reward model overfits: accuracy {seen:.3f} on rankings that trained it, "
+        f"{summary[name]['accuracy']:.3f} on {name}; use fewer epochs or a lower lr"
+        for name in held_out
+        if name in summary and seen - summary[name]["accuracy"] > OVERFIT
+    ]
 
 
 Example = tuple[Ranking, Document]
