@@ -2,6 +2,7 @@
 
     python benchmarks/demo_seeds.py 31 32 33 34 35 --jobs 1 --out benchmarks/results/demo_seeds.json
 
+Options of `tercet run` may follow, such as --world.settings '{noise = 1.15}'.
 Each seed is another world, other labelers, other prompts. With --jobs above 1 the runs lie side by
 side, each on its own two cores, and their times are not those of a quiet machine.
 """
@@ -23,10 +24,12 @@ from tercet.rundir import environment
 ARMS = ("gpt", "gpt-prompted", "sft", "ppo", "ppo-ptx")
 
 
-def one_seed(seed: int, cores: list[int], root: Path, recipe: Path) -> dict[str, object]:
+def one_seed(
+    seed: int, cores: list[int], root: Path, recipe: Path, options: list[str]
+) -> dict[str, object]:
     """Run the demo of one seed and read its report."""
     command = [sys.executable, "-m", "tercet", "run", str(recipe)]
-    command += ["--seed", str(seed), "--root", str(root), "--device", "cpu"]
+    command += ["--seed", str(seed), "--root", str(root), "--device", "cpu", *options]
     if cores:
         command = ["taskset", "-c", ",".join(map(str, cores)), *command]
     began = time.monotonic()
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.toml"))
     parser.add_argument("--root", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/demo_seeds.json"))
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     args.root.mkdir(parents=True, exist_ok=True)
     waiting: queue.Queue[int] = queue.Queue()
     for seed in args.seeds:
@@ -107,7 +110,7 @@ def main() -> None:
                 seed = waiting.get_nowait()
             except queue.Empty:
                 return
-            results.append(one_seed(seed, cores, args.root, args.recipe))
+            results.append(one_seed(seed, cores, args.root, args.recipe, options))
             results.sort(key=lambda row: row["seed"])
             write()
 

@@ -13,7 +13,6 @@ from tests.model.architectures import saved, tiny
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore"),
 ]
 

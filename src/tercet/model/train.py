@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tercet.data.importers import read_texts
 from tercet.data.tokens import windows
+from tercet.model.optim import StepGuard, clip_gradients, set_lr
 from tercet.model.shard import Ranks
 from tercet.model.tree import Document, TokenTree, logprobs, micro_batches, pack
 from tercet.records import about
@@ -93,6 +95,39 @@ def nll_backward(
         (coefficient * part).backward()
         loss += part.detach()
     return loss
+
+
+def nll_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    guard: StepGuard,
+    batch: Sequence[Document],
+    ranks: Ranks,
+    *,
+    lr: float,
+    clip: float,
+    token_budget: int,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """One optimizer step on the token mean of `batch`, of which each rank takes its share.
+
+    Returns loss, grad_norm (before clipping) and lr. `guard` skips a step that is not finite.
+    """
+    set_lr(optimizer, lr)
+    optimizer.zero_grad()
+    loss = nll_backward(
+        model,
+        ranks.share(batch),
+        target_count(batch),
+        ranks,
+        token_budget=token_budget,
+        precision=precision,
+    )
+    ranks.sum_gradients(model.parameters())
+    norm = clip_gradients(model.parameters(), clip)
+    value = float(ranks.sum(loss))
+    guard.step(optimizer, value, norm)
+    return {"loss": value, "grad_norm": norm, "lr": lr}
 
 
 @torch.no_grad()

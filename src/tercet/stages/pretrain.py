@@ -11,14 +11,13 @@ from tercet.data.importers import read_texts
 from tercet.data.tokens import train_tokenizer, windows
 from tercet.model.checkpoint import Checkpoints, seed_all
 from tercet.model.load import check_context, load_policy, load_tokenizer, new_policy, save_model
-from tercet.model.optim import StepGuard, adam, clip_gradients, cosine, set_lr
+from tercet.model.optim import StepGuard, adam, cosine
 from tercet.model.shard import Ranks
 from tercet.model.train import (
     batch_indices,
     held_out_nll,
-    nll_backward,
+    nll_step,
     read_windows,
-    target_count,
     window_documents,
 )
 from tercet.records import InputError, about
@@ -128,25 +127,20 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             batch = [
                 documents[i] for i in batch_indices(len(documents), config.batch, step, config.seed)
             ]
-            set_lr(optimizer, config.lr * cosine(step, steps, warmup=config.warmup))
-            optimizer.zero_grad()
-            loss = nll_backward(
+            numbers = nll_step(
                 model,
-                ranks.share(batch),
-                target_count(batch),
+                optimizer,
+                guard,
+                batch,
                 ranks,
+                lr=config.lr * cosine(step, steps, warmup=config.warmup),
+                clip=config.clip,
                 token_budget=config.token_budget,
                 precision=config.precision,
             )
-            ranks.sum_gradients(model.parameters())
-            norm = clip_gradients(model.parameters(), config.clip)
-            value = float(ranks.sum(loss))
-            guard.step(optimizer, value, norm)
             if step % 10 == 0 or step == steps - 1:
-                run.log(
-                    step, {"loss": value, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
-                )
-            bar.advance(1, loss=value)
+                run.log(step, numbers)
+            bar.advance(1, loss=numbers["loss"])
             checkpoints.offer(
                 step + 1,
                 lambda: {

@@ -18,14 +18,13 @@ from tercet.model.load import (
     residual_dropout,
     save_model,
 )
-from tercet.model.optim import StepGuard, adam, clip_gradients, cosine, set_lr
+from tercet.model.optim import StepGuard, adam, cosine
 from tercet.model.shard import Ranks
 from tercet.model.train import (
     batch_indices,
     held_out_nll,
-    nll_backward,
+    nll_step,
     read_windows,
-    target_count,
 )
 from tercet.model.tree import Document
 from tercet.records import Demonstration, InputError, about, prompt_text, read_records, writing
@@ -151,22 +150,19 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             ]
             if mixed:
                 batch += [web[i] for i in batch_indices(len(web), mixed, step, config.seed + 1)]
-            set_lr(optimizer, config.lr * cosine(step, steps))
-            optimizer.zero_grad()
-            loss = nll_backward(
+            numbers = nll_step(
                 model,
-                ranks.share(batch),
-                target_count(batch),
+                optimizer,
+                guard,
+                batch,
                 ranks,
+                lr=config.lr * cosine(step, steps),
+                clip=config.clip,
                 token_budget=config.token_budget,
                 precision=config.precision,
             )
-            ranks.sum_gradients(model.parameters())
-            norm = clip_gradients(model.parameters(), config.clip)
-            value = float(ranks.sum(loss))
-            guard.step(optimizer, value, norm)
-            run.log(step, {"loss": value, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]})
-            bar.advance(1, loss=value)
+            run.log(step, numbers)
+            bar.advance(1, loss=numbers["loss"])
             if (step + 1) % per_epoch == 0:
                 epoch = (step + 1) // per_epoch
                 row = validate(model, valid, web_held_out, ranks, config)
