@@ -1,7 +1,9 @@
-"""Public data in its common shapes becomes tercet records. One JSON object a line, plain or .gz:
+"""Public data in its common shapes becomes tercet records. One JSON object a line, plain or .gz,
+or a .json file with a list of them:
 
 demonstrations  prompt, response
 rankings        prompt and one of: chosen, rejected | a, b, votes | replies of {text, rank}
+                and what TRL, hh-rlhf, Argilla and Label Studio write (foreign.py)
 texts           text (and title, part); or a .txt / .txt.xz file
 contexts        context_id, text: what rankings with a `context_id` ask about
 """
@@ -18,6 +20,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
+from tercet.data import foreign
 from tercet.data.split import FRACTIONS, split_of
 from tercet.records import (
     Demonstration,
@@ -56,6 +59,12 @@ class ImportConfig:
     """several votes on one pair: one ranking (no majority: a tie), or one ranking a vote"""
     empty: Literal["refuse", "drop", "keep"] = "refuse"
     """what to do with rows that have an empty reply"""
+    prompt_field: str = "prompt"
+    """Argilla, Label Studio: the field that holds the prompt"""
+    question: str | None = None
+    """Argilla, Label Studio: the question or control to read, where there are several"""
+    buckets: tuple[str, ...] = ()
+    """Label Studio: names of a Ranker's buckets, best first; replies in one bucket tie"""
 
     def __post_init__(self) -> None:
         for name, place in (("template", "{prompt}"), ("reply", "{reply}")):
@@ -121,7 +130,7 @@ def demonstrations(path: Path, config: ImportConfig) -> list[Demonstration]:
             source=row.optional("source"),
             split=row.optional("split"),
         )
-        for row in _rows(path, config)
+        for row in _rows(path, config, "demonstrations")
         if _complete(row, [row.text("response")], config)
     ]
 
@@ -130,7 +139,7 @@ def prompts(path: Path, config: ImportConfig) -> list[Prompt]:
     """The different prompts of any file whose rows have a `prompt`, at their first place."""
     contexts = _contexts(config.contexts)
     found: dict[str, Prompt] = {}
-    for row in _rows(path, config):
+    for row in _rows(path, config, "prompts"):
         prompt = Prompt(
             id=row.prompt_id(),
             text=_prompt(row, config, contexts),
@@ -151,7 +160,7 @@ def rankings(path: Path, config: ImportConfig) -> list[Ranking]:
     """
     contexts = _contexts(config.contexts)
     result = []
-    for row in _rows(path, config):
+    for row in _rows(path, config, "rankings"):
         shape = next((name for name in _READERS if name in row.fields), None)
         if shape is None:
             raise InputError(
@@ -328,8 +337,8 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _rows(path: Path, config: ImportConfig) -> Iterator[_Row]:
-    """Rows that pass the filters.
+def _rows(path: Path, config: ImportConfig, want: foreign.Want | None = None) -> Iterator[_Row]:
+    """Rows that pass the filters; with `want` those of other tools too, one for each answer.
 
     Raises:
         InputError: not JSON objects, no rows at all, or a filter that leaves nothing.
@@ -340,10 +349,7 @@ def _rows(path: Path, config: ImportConfig) -> Iterator[_Row]:
         "split": Counter(),
     }
     count = kept = 0
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        row = _Row(f"{path}:{number}", _object(line, f"{path}:{number}"))
+    for row in _own_rows(path, config, want):
         count += 1
         for name, values in seen.items():
             values[row.optional(name) or "none"] += 1
@@ -357,11 +363,40 @@ def _rows(path: Path, config: ImportConfig) -> Iterator[_Row]:
         raise InputError(f"{path}: no row passes the filters; the file has {has}")
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def _own_rows(path: Path, config: ImportConfig, want: foreign.Want | None) -> Iterator[_Row]:
+    """All rows in tercet's own form."""
+    choice = foreign.Choice(config.question, config.prompt_field, config.buckets)
+    for where, value in _values(path):
+        fields = _object(value, where)
+        if want is None:
+            yield _Row(where, fields)
+        else:
+            for row in foreign.rows(fields, where, want, choice):
+                yield _Row(where, row)
+
+
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of every line, or of every entry of a .json file's list."""
+    if path.name.endswith((".json", ".json.gz")):
+        values = _json("".join(line for _, line in read_lines(path)), str(path), "this file")
+        if not isinstance(values, list):
+            raise InputError(f"{path}: not a list of objects; give one, or a .jsonl file")
+        for number, value in enumerate(values, 1):
+            yield f"{path}: entry {number}", value
+    else:
+        for number, line in read_lines(path):
+            if line.strip():
+                yield f"{path}:{number}", _json(line, f"{path}:{number}", "this line")
+
+
+def _json(text: str, where: str, what: str) -> Any:
     try:
-        value = json.loads(line)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg}); mend or delete this line") from error
+        raise InputError(f"{where}: not JSON ({error.msg}); mend or delete {what}") from error
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: not a JSON object; mend or delete this line")
     return value
