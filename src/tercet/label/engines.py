@@ -51,9 +51,10 @@ def place(where: str | Path) -> Path | URL:
 
 
 def shown(url: URL) -> str:
-    """The address without user and password."""
+    """The address without the password."""
+    user = f"{url.username}@" if url.username else ""
     port = f":{url.port}" if url.port else ""
-    return f"postgresql://{url.host or 'local socket'}{port}/{url.database or ''}"
+    return f"postgresql://{user}{url.host or ''}{port}/{url.database or ''}"
 
 
 def sqlite_engine(path: Path, *, writing: bool) -> Engine:
