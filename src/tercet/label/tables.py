@@ -4,12 +4,15 @@ Times are integer milliseconds since 1970 UTC by the server's clock. Ids are ULI
 hold what the pydantic models of `schema` and `projects` validate.
 """
 
+from typing import Any
+
+from sqlalchemy import JSON as AnyJSON
 from sqlalchemy import (
-    JSON,
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
+    Connection,
     Float,
     ForeignKey,
     Index,
@@ -19,11 +22,16 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
+    literal_column,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 STORE_VERSION = 1
 
 metadata = MetaData()
+
+JSON = AnyJSON(none_as_null=True)  # None is SQL's NULL, so that `is null` finds it
 
 
 def _id() -> Column[str]:
@@ -130,8 +138,32 @@ item = Table(
     # Exact overlap: no transaction can promise or count one answer too many. Gold items and
     # repeats count too; gold items simply need very many.
     CheckConstraint("done + leased <= need"),
-    Index("item_queue", "project_id", "state", "priority", "shuffle"),
 )
+
+# Items that some labeler could start now, in the order in which they are given out. Constants, not
+# parameters: SQLite uses a partial index only where the query repeats its condition.
+QUEUED = and_(
+    item.c.state == literal_column("'open'"),
+    item.c.done + item.c.leased < item.c.need,
+    item.c.gold.is_(None),
+    item.c.repeat_of.is_(None),
+)
+Index(
+    "item_queue",
+    item.c.project_id,
+    item.c.priority.desc(),
+    item.c.shuffle,
+    sqlite_where=QUEUED,
+    postgresql_where=QUEUED,
+)
+Index(
+    "item_gold",
+    item.c.project_id,
+    item.c.shuffle,
+    sqlite_where=item.c.gold.is_not(None),
+    postgresql_where=item.c.gold.is_not(None),
+)
+Index("item_repeats", item.c.repeat_of, item.c.only_labeler)
 
 labeler = Table(
     "labeler",
@@ -245,3 +277,9 @@ chain = Table(
     Column("seq", Integer, nullable=False),
     Column("hash", String(64), nullable=False),
 )
+
+
+def insert_new(conn: Connection, table: Table, **values: Any) -> bool:
+    """Inserts a row; False when one with the same key is there already."""
+    insert = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    return conn.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
