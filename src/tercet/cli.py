@@ -22,15 +22,28 @@ STAGES = {
     "eval": "win rates of all arms with intervals, and the alignment tax",
 }
 
+LABEL = {
+    "serve": "the page where people write and rank, with a link for each to start",
+    "import": "add prompts, candidate sets or gold items to a store",
+    "invite": "a link for one more labeler",
+    "status": "how far the projects and the labelers are",
+    "export": "demonstrations, rankings and agreement, as the stages read them",
+    "backup": "copy the store while the server runs",
+    "verify": "check every answer against the audit trail",
+}
+
 HELP = f"""\
 tercet {__version__}: RLHF in its three classic steps, demonstrations, ranked replies, PPO.
 
 usage: tercet demo [--option value ...]          the whole loop on the embedded world, in minutes
        tercet run RECIPE [--option value ...]    all stages of a recipe, skipping what is done
        tercet STAGE RECIPE [--option value ...]  one stage of a recipe
+       tercet label serve SOURCE                 people label: a page, a store, invite links
 
 stages, in their order:
 {"".join(f"  {name:<9} {text}{chr(10)}" for name, text in STAGES.items())}
+labeling by people, `tercet label SUB SOURCE`; SOURCE is a run's folder, a .jsonl or a store:
+{"".join(f"  {name:<9} {text}{chr(10)}" for name, text in LABEL.items())}
   tercet STAGE RECIPE --help   all options of a stage, with the recipe's values
   tercet --version             the version
 
@@ -85,6 +98,10 @@ def _dispatch(argv: list[str]) -> int:
         near = get_close_matches(verb, [*STAGES, "run", "demo"], n=1)
         hint = f"did you mean '{near[0]}'?" if near else "tercet --help lists the verbs"
         return _say(f"unknown verb '{verb}'; {hint}", 2)
+    if verb == "label" and rest[:1] and rest[0] in LABEL:
+        from tercet.label import commands
+
+        return commands.run(rest[0], rest[1:])
     if rest[:1] in (["-h"], ["--help"]):
         print(_verb_help(verb), end="")
         return 0
@@ -95,6 +112,8 @@ def _dispatch(argv: list[str]) -> int:
             return _say(f"'{verb}' needs a recipe first: tercet {verb} recipes/demo.toml", 2)
         recipe, options = Path(rest[0]), rest[1:]
     if not recipe.is_file():
+        if verb == "label" and (near := get_close_matches(rest[0], LABEL, n=1)):
+            return _say(f"label has no '{rest[0]}'; did you mean 'label {near[0]}'?", 2)
         return _say(f"{recipe}: no such recipe{_near_file(recipe)}", 2)
 
     from tercet import pipeline
@@ -112,6 +131,9 @@ def _verb_help(verb: str) -> str:
     more = f"`tercet {verb} RECIPE --help` lists all options with the recipe's values.\n"
     if verb == "demo":
         text, more = "The whole loop on the embedded world: run with the packaged demo.toml", ""
+    if verb == "label":
+        more += "\nPeople label with `tercet label SUB SOURCE`, each with its own --help:\n"
+        more += "".join(f"  {name:<9} {words}\n" for name, words in LABEL.items())
     text = text[0].upper() + text[1:]
     return VERB_HELP.format(verb=verb, recipe=recipe, text=text, more=more)
 

@@ -183,7 +183,8 @@ def override(config: C, argv: Sequence[str], prog: str = "tercet VERB RECIPE") -
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise InputError(f"{' '.join(argv)}: {_plain(said.getvalue())}; --help lists all") from stop
+        message = plain_message(said.getvalue())
+        raise InputError(f"{' '.join(argv)}: {message}; --help lists all") from stop
 
 
 def _flags(value: Any, prefix: str = "--") -> list[str]:
@@ -206,7 +207,7 @@ def _flags(value: Any, prefix: str = "--") -> list[str]:
     return flags
 
 
-def _plain(box: str) -> str:
+def plain_message(box: str) -> str:
     """What tyro says in a frame of several lines, as one line without the frame and its hints."""
     lines = [line.strip("│ ") for line in box.splitlines() if re.search(r"\w", line)]
     text = " ".join(" ".join(lines[1:]).split())  # the first line is the frame's title

@@ -4,11 +4,11 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Request
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tercet.label import assignment, markdown, people, projects, work
+from tercet.label import assignment, markdown, people, projects, tables, work
 from tercet.label.errors import Refused
 from tercet.label.people import Person
 from tercet.label.web import pages, session
@@ -68,12 +68,23 @@ async def home(request: Request) -> Response:
 async def task(request: Request, project_id: str) -> Response:
     def look(conn: Connection, now: int, person: Person) -> tuple[projects.Project, bool]:
         project = projects.get(conn, project_id)
-        return project, projects.must_read(conn, project.id, person.id)
+        return project, _must_read(conn, project, person)
 
     person, (project, must_read) = await read(request, look)
     if must_read:
         return pages.to(f"/guidelines/{project.id}")
     return pages.html("task.html", person, project=project, amend=None)
+
+
+def _must_read(conn: Connection, project: projects.Project, person: Person) -> bool:
+    """Are there guidelines of a version that the labeler has not confirmed?"""
+    table = tables.guidelines_read
+    seen = conn.scalar(
+        select(table.c.version).where(
+            table.c.labeler_id == person.id, table.c.project_id == project.id
+        )
+    )
+    return bool(project.guidelines.strip()) and (seen or 0) < project.guidelines_version
 
 
 @router.get("/amend/{assignment_id}")
@@ -91,6 +102,22 @@ async def guidelines(request: Request, project_id: str) -> Response:
     person, project = await read(request, lambda conn, *_: projects.get(conn, project_id))
     nodes = await run_in_threadpool(markdown.tree, project.guidelines)
     return pages.html("guidelines.html", person, project=project, nodes=nodes)
+
+
+@router.post("/guidelines/{project_id}/read")
+async def guidelines_read(request: Request, project_id: str) -> Response:
+    fields = await session.form(request)
+    version = session.text(fields, "version")
+
+    def job(conn: Connection, now: int, person: Person) -> bool:
+        project = projects.get(conn, project_id)
+        if str(project.guidelines_version) != version:
+            return False  # they changed while this version was on the screen
+        people.read_guidelines(conn, now, person, project.id)
+        return True
+
+    _, current = await write(request, job, csrf=session.text(fields, "csrf"))
+    return pages.to(f"/task/{project_id}" if current else f"/guidelines/{project_id}")
 
 
 @router.get("/history")
