@@ -220,6 +220,11 @@ def _text_problems(field: str, text: str, limit: int) -> list[tuple[str, str]]:
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > limit:
         return [(field, f"is {size} bytes long; at most {limit} are stored")]
+    return [(field, problem)] if (problem := unstorable(text)) else []
+
+
+def unstorable(text: str) -> str | None:
+    """Why no database stores this as text, or None."""
     if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
-        return [(field, "holds a character that is no text (NUL or half a surrogate pair)")]
-    return []
+        return "holds a character that is no text (NUL or half a surrogate pair)"
+    return None

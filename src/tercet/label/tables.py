@@ -38,7 +38,7 @@ def _id() -> Column[str]:
     return Column("id", String(26), primary_key=True)
 
 
-def _ref(name: str, target: str, **options: bool) -> Column[str]:
+def _ref(name: str, target: str, **options: Any) -> Column[str]:
     return Column(name, String(26), ForeignKey(f"{target}.id"), **options)
 
 
