@@ -63,6 +63,7 @@ def sqlite_engine(path: Path, *, writing: bool) -> Engine:
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         connect_args={"timeout": BUSY_S, "check_same_thread": False},
+        hide_parameters=True,  # labelers' words stay out of error messages and logs
         **({"poolclass": NullPool} if writing else {"poolclass": QueuePool, "max_overflow": 20}),
     )
 
@@ -95,6 +96,7 @@ def postgresql_engine(url: URL) -> Engine:
             pool_size=CONNECTIONS,
             max_overflow=0,
             pool_pre_ping=True,
+            hide_parameters=True,
             connect_args={"connect_timeout": 5, "application_name": "tercet label"},
         )
     except ImportError:
