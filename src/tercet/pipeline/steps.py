@@ -33,6 +33,14 @@ def _rankings(run: Path, tables: set[str]) -> Path:
     return run / ("label" if "label" in tables else "data") / "rankings.jsonl"
 
 
+def _label(run: Path, tables: set[str]) -> dict[str, Any]:
+    wired: dict[str, Any] = {
+        "candidates": run / "sample" / "candidates.jsonl",
+        "prompts": run / "data" / "prompts.jsonl",
+    }
+    return wired | ({"world": run / "data" / "world.json"} if "world" in tables else {})
+
+
 def _ppo(run: Path, tables: set[str]) -> dict[str, Any]:
     start = "rl-init" if "rl_init" in tables else "sft"
     wired: dict[str, Any] = {
@@ -68,7 +76,7 @@ def _eval(run: Path, tables: set[str]) -> dict[str, Any]:
         }
     return wired | {
         "judge": "reward",
-        "held_out_split": "test",
+        "held_out_split": "valid" if "label" in tables else "test",
         "few_shot": run / "data" / "demonstrations.jsonl",
     }
 
@@ -116,11 +124,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "label",
         "label",
-        lambda run, _: {
-            "candidates": run / "sample" / "candidates.jsonl",
-            "prompts": run / "data" / "prompts.jsonl",
-            "world": run / "data" / "world.json",
-        },
+        _label,
     ),
     Step(
         "rm",
