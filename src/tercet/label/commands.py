@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tercet.label.audit import head, verify
 from tercet.label.backup import backup
 from tercet.label.errors import Refused
 from tercet.label.schema import Kind
-from tercet.label.source import NAMES, Records, Source, load, resolve, users
+from tercet.label.source import NAMES, Records, Source, asked, load, resolve
 from tercet.label.store import Store
 from tercet.records import InputError, RunFailed, read_lines
 
@@ -55,8 +54,8 @@ def serve(chosen: options.Serve, argv: list[str]) -> int:
     records = load(source.records, chosen.kind) if source.records else None
     with _open(chosen, source, serving=True, create=records is not None) as store:
         if records:
-            name = _import(store, chosen, argv, records, source)
-            print(name, flush=True)
+            # A set that cannot be ranked should not keep people from all others.
+            print(_import(store, chosen, argv, records, source, whole=False), flush=True)
         serve(store, address, chosen.name, chosen.workers, chosen.database)
     return 0
 
@@ -97,20 +96,29 @@ def _import(
     records: Records,
     source: Source,
     dry_run: bool = False,
+    whole: bool = True,
 ) -> str:
-    """Imports in one transaction and says what came of it."""
-    whose = users(source.prompts) if records.kind in ("rank", "evaluate") else {}
+    """Imports in one transaction and says what came of it; `whole`: all rows or none."""
+    users, tags = asked(source.prompts if records.kind in ("rank", "evaluate") else None)
     guidelines = _text(chosen.guidelines) if chosen.guidelines else None
 
     def job(conn: Connection) -> str:
         now = store.now()
         project = _project(conn, now, chosen, argv, records.kind, guidelines)
-        found = _add(conn, now, project, records, whose)
+        rows: Sequence[Any] = records.rows
+        if records.kind is None:
+            found = projects.add_gold(conn, now, project.id, rows)
+        elif records.kind == "demonstration":
+            found = projects.add_prompts(conn, now, project.id, rows)
+        else:
+            found = projects.add_candidate_sets(
+                conn, now, project.id, rows, users=users, tags=tags
+            )
         said = f"{project.name}: {_counts(found)}"
         if dry_run:
             raise _DryRun(f"{said}; nothing was stored")
-        if found.refused:
-            raise Refused(422, "import", f"nothing was imported: {_some(found.refused)}")
+        if found.refused and whole:
+            raise InputError(f"nothing was imported: {_some(found.refused)}")
         return f"imported {said}"
 
     try:
@@ -142,11 +150,12 @@ def _project(
         )
     project = projects.get(conn, name)
     given = {n: getattr(chosen.settings, n) for n in options.given_settings(argv)}
-    settings = project.settings.model_copy(update=given)
-    projects.set_settings(conn, now, project.id, settings, "command")
+    projects.set_settings(
+        conn, now, project.id, project.settings.model_copy(update=given), "command"
+    )
     if guidelines is not None:
         projects.add_guidelines(conn, now, project.id, guidelines, "command")
-    return replace(project, settings=settings)
+    return project
 
 
 def _only_project(conn: Connection) -> str:
@@ -155,17 +164,6 @@ def _only_project(conn: Connection) -> str:
         there = ", ".join(names) or "none yet"
         raise InputError(f"--project: gold items go into one project; the store has {there}")
     return names[0]
-
-
-def _add(
-    conn: Connection, now: int, project: projects.Project, records: Records, whose: Any
-) -> projects.Imported:
-    rows: Sequence[Any] = records.rows
-    if records.kind is None:
-        return projects.add_gold(conn, now, project, rows, actor="command")
-    if records.kind == "demonstration":
-        return projects.add_prompts(conn, now, project, rows, actor="command")
-    return projects.add_candidate_sets(conn, now, project, rows, users=whose, actor="command")
 
 
 def _counts(found: projects.Imported) -> str:

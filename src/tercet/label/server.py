@@ -96,19 +96,14 @@ def join_link(base_url: str, token: str) -> str:
 
 @contextmanager
 def running(
-    store: Store,
-    host: str = "127.0.0.1",
-    port: int = PORT,
-    name: str = LABELER,
-    address: Address | None = None,
+    store: Store, address: Address | None = None, name: str = LABELER
 ) -> Iterator[Served]:
     """Serves `store` from a thread of this process until the block ends, and prints the links.
-    `address` says more than host and port.
 
     Raises:
         InputError: the port is taken, or the host is not this machine's own.
     """
-    address = address or Address(host, port)
+    address = address or Address()
     listener = listen(address)
     server = _server(_application(store, address), address)
     served = _announce(store, listener, address, name)

@@ -7,7 +7,7 @@ resolve(Path("labels.sqlite"))     # a store, nothing to import
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,8 +130,9 @@ def _schema(path: Path) -> str:
     raise InputError(f"{path}: is empty; give a file with records")
 
 
-def users(prompts: Path | None) -> Mapping[str, str]:
-    """prompt id -> whose it is, so that held-out prompts are chosen by user."""
+def asked(prompts: Path | None) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """prompt id -> whose it is, so that held-out prompts are chosen by user; prompt id -> tags."""
     if prompts is None:
-        return {}
-    return {prompt.id: owner(prompt) for prompt in read_records(prompts, Prompt)}
+        return {}, {}
+    records = read_records(prompts, Prompt)
+    return {p.id: owner(p) for p in records}, {p.id: p.tags for p in records if p.tags}

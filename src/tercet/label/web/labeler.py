@@ -139,7 +139,7 @@ async def next_(request: Request, project_id: str) -> Response:
 
 def _next(conn: Connection, now: int, person: Person, project_id: str) -> dict[str, Any]:
     found = assignment.next_items(conn, now, person, project_id)
-    views = [assignment.view(conn, now, person, id_) for id_ in found.assignments]
+    views = assignment.views(conn, now, person, found.assignments) if found.assignments else []
     return {"assignments": views, "reason": found.reason, "retry_at": found.retry_at}
 
 

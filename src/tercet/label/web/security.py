@@ -91,10 +91,11 @@ class Guard:
             status = 499
         except Exception as error:
             # Starlette raises again what its handler has answered with a 500.
+            answer = None if status else broken(scope)
             reference = scope.get("tercet.reference", "-")
             log.error("%s %s (%s)", scope["method"], scope["path"], reference, exc_info=error)
-            if not status:
-                await broken(scope)(scope, receive, guarded_send)
+            if answer:
+                await answer(scope, receive, guarded_send)
         finally:
             route = getattr(scope.get("route"), "path", None) or "unknown"
             self.metrics.observe(scope["method"], route, status, time.perf_counter() - start)
