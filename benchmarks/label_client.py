@@ -2,21 +2,26 @@
 a light HTTP client, so that the generator takes little of the machine that it shares with the
 server."""
 
+import argparse
 import asyncio
 import json
 import os
+import platform
 import random
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from tercet.label import people
 from tercet.label.store import Store
 from tercet.records import Candidate, CandidateSet, write_records
+from tercet.rundir import environment
 
 TIMEOUT_S = 30.0
 WORDS = [a + b for a in ("ba", "ke", "lo", "mi", "nu", "so") for b in ("den", "for", "lin", "mas")]
@@ -51,6 +56,39 @@ def made_up_sets(path: Path, count: int, seed: int, replies: tuple[int, int], si
             for i in range(count)
         ),
     )
+
+
+def write_result(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Writes options.out: machine, versions, commit, command, options, then what was measured."""
+    if options.out is None:
+        return
+    facts = environment(None, ["python", *_command()], 1, {})
+    facts["hardware"] = {k: v for k, v in facts["hardware"].items() if k != "host"}
+    facts["hardware"]["cpu"] = _processor()
+    facts["versions"] |= {"sqlite": sqlite3.sqlite_version}
+    facts["versions"] |= {name: version(name) for name in ("sqlalchemy", "fastapi", "uvicorn")}
+    # A database's address may hold a password.
+    asked = {k: v for k, v in vars(options).items() if k not in ("out", "database")}
+    text = json.dumps({"environment": facts, "options": asked, **result}, indent=2)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text + "\n", encoding="utf-8")
+
+
+def _command() -> list[str]:
+    words = list(sys.argv)
+    for i, word in enumerate(words):
+        if words[i - 1 : i] == ["--database"]:
+            words[i] = "URL"
+        elif word.startswith("--database="):
+            words[i] = "--database=URL"
+    return words
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def free_port() -> int:

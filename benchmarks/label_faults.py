@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from label_client import Account, Server, accounts, made_up_sets
+from label_client import Account, Server, accounts, made_up_sets, write_result
 from label_load import database
 from label_page import Journal, Ledger, Page, PageCrashed, Plan
 from sqlalchemy import func, select
@@ -29,7 +29,6 @@ from sqlalchemy import func, select
 from tercet.label import audit
 from tercet.label.store import Store
 from tercet.label.tables import annotation, assignment, item, project, submission_key
-from tercet.rundir import environment
 
 
 async def labeler(
@@ -148,7 +147,7 @@ def compare(store: Store, ledger: Ledger) -> dict[str, Any]:
         wrong += [f"item {i} has {n} answers of {need}" for i, need, n in per_item if n > need]
         states = conn.execute(
             select(assignment.c.state, func.count()).group_by(assignment.c.state)
-        ).tuples()
+        ).all()
         return {
             "wrong": wrong + audit.verify(conn),
             "answers_sent": len(ledger.sent),
@@ -213,14 +212,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, database(options) as url:
         result = measure(options, Path(folder), url)
     print(json.dumps(result, indent=2))
-    asked = {
-        name: value for name, value in vars(options).items() if name not in ("out", "database")
-    }
-    if options.out:
-        about = environment(None, sys.argv, 1, {})
-        text = json.dumps({**about, "options": asked, "result": result}, indent=2, default=str)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    write_result(options, {"result": result})
     return 1 if result["wrong"] or result["duplicates"] else 0
 
 

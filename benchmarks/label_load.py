@@ -15,7 +15,6 @@ import contextlib
 import json
 import math
 import random
-import sqlite3
 import sys
 import tempfile
 import time
@@ -33,13 +32,13 @@ from label_client import (
     answer,
     draft,
     made_up_sets,
+    write_result,
 )
 from sqlalchemy import func, select
 
 from tercet.label import audit
 from tercet.label.store import Store
 from tercet.label.tables import annotation, assignment, item, project
-from tercet.rundir import environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,7 +154,7 @@ def check(store: Store, acknowledged: dict[str, dict[str, Any]]) -> dict[str, An
     """What the store holds, against what labelers were told."""
 
     def work(conn: Any) -> dict[str, Any]:
-        stored = dict(conn.execute(select(annotation.c.id, annotation.c.payload)).tuples())
+        stored = dict(conn.execute(select(annotation.c.id, annotation.c.payload)).all())
         per_item = conn.execute(
             select(item.c.need, func.count(assignment.c.id))
             .join_from(item, assignment)
@@ -243,14 +242,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder, database(options) as url:
             runs.append(measure(options, Path(folder), url))
         print(json.dumps(runs[-1], indent=2), flush=True)
-    asked = {
-        name: value for name, value in vars(options).items() if name not in ("out", "database")
-    }
-    about = environment(None, sys.argv, 1, {})
-    result = {**about, "sqlite": sqlite3.sqlite_version, "options": asked, "runs": runs}
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2, default=str) + "\n")
+    write_result(options, {"runs": runs})
     sound = all(
         not run["errors"]
         and not run["store"]["missing"]
