@@ -41,6 +41,7 @@ export class Sync extends EventTarget {
   #project;
   #only;
   #started = false;
+  #held = []; // events that came before there was a page to show them
   #ahead = []; // fetched and not yet opened
   #renewedAt = 0; // when the server last renewed the leases
   #none = {}; // why there are no more
@@ -103,7 +104,10 @@ export class Sync extends EventTarget {
     }
     await this.#drain();
     const first = await this.next();
-    this.#started = true;
+    setTimeout(() => {
+      this.#started = true;
+      for (const [type, detail] of this.#held) this.#tell(type, detail);
+    });
     this.#sendOtherDrafts().catch((error) => this.#troubled(error));
     return first;
   }
@@ -207,13 +211,17 @@ export class Sync extends EventTarget {
     const body = { active_ms: this.#activeMs(), opened: true };
     try {
       const { state } = await this.#api.post(`/api/assignments/${current.id}/beat`, body);
-      this.#renewedAt = performance.now();
-      if (state !== "expired" || this.current !== current || this.#late === current.id) return;
-      this.#late = current.id;
-      this.#tell("late", { assignment: current.id });
+      this.#leased(current, state);
     } catch {
       // Leases and minutes are worth no alarm; drafts and answers report for themselves.
     }
+  }
+
+  #leased({ id }, state) {
+    this.#renewedAt = performance.now();
+    if (state !== "expired" || this.#late === id) return;
+    this.#late = id;
+    this.#tell("late", { assignment: id });
   }
 
   // Drafts
@@ -250,7 +258,7 @@ export class Sync extends EventTarget {
   }
 
   #pump() {
-    if (!this.current || !this.#dirty || this.#flying || this.#clash || this.#only) return;
+    if (!this.current || !this.#dirty || this.#flying || this.#clash) return;
     if (this.#retryTimer || this.#refusal?.draft === this.#draft) return;
     const wait = this.#sentAt + PUT_EVERY_MS - performance.now();
     if (wait <= 0) this.#put();
@@ -270,7 +278,6 @@ export class Sync extends EventTarget {
     try {
       const headers = { "If-Match": String(this.#rev) };
       answer = await this.#api.put(this.#draftPath, body, headers);
-      this.#renewedAt = performance.now();
       this.#worked();
     } catch (error) {
       failure = error;
@@ -279,6 +286,7 @@ export class Sync extends EventTarget {
     this.#flying = null;
     if (this.current === current) {
       if (answer) {
+        this.#leased(current, answer.state);
         this.#rev = answer.rev;
         this.#dirty = this.#draft !== draft;
         this.#keep();
@@ -314,8 +322,7 @@ export class Sync extends EventTarget {
   }
 
   #flush() {
-    const idle = !this.#dirty || !this.current || this.#clash || this.#only;
-    if (idle || this.#flying === this.#draft) return;
+    if (!this.#dirty || !this.current || this.#clash || this.#flying === this.#draft) return;
     if (!this.#flying) this.#put();
     else {
       // The page may be gone before the reply comes: build on the revision that it will name.
@@ -495,8 +502,7 @@ export class Sync extends EventTarget {
   }
 
   #status() {
-    const unsaved = this.#dirty && !this.#only;
-    let state = this.#pending ? "queued" : unsaved ? "saving" : "saved";
+    let state = this.#pending ? "queued" : this.#dirty ? "saving" : "saved";
     let message = this.#trouble;
     if (this.#failures) {
       state = this.#trouble ? "error" : "offline";
@@ -514,7 +520,8 @@ export class Sync extends EventTarget {
   }
 
   #tell(type, detail) {
-    this.dispatchEvent(new CustomEvent(type, { detail }));
+    if (!this.#started && type !== "status") this.#held.push([type, detail]);
+    else this.dispatchEvent(new CustomEvent(type, { detail }));
   }
 
   // Active time: while the page is visible and the last input is less than a minute ago.
