@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tercet.label import assignment, markdown, people, projects, tables, work
+from tercet.label import assignment, people, projects, tables, work
 from tercet.label.errors import Refused
 from tercet.label.people import Person
 from tercet.label.web import pages, session
@@ -100,6 +100,8 @@ async def amend_page(request: Request, assignment_id: str) -> Response:
 @router.get("/guidelines/{project_id}")
 async def guidelines(request: Request, project_id: str) -> Response:
     person, project = await read(request, lambda conn, *_: projects.get(conn, project_id))
+    from tercet.label import markdown
+
     nodes = await run_in_threadpool(markdown.tree, project.guidelines)
     return pages.html("guidelines.html", person, project=project, nodes=nodes)
 
@@ -158,6 +160,8 @@ async def as_markdown(request: Request, assignment_id: str) -> Response:
     )
 
     def trees() -> dict[str, Any]:
+        from tercet.label import markdown
+
         replies = {reply["id"]: markdown.tree(reply["text"]) for reply in view["replies"]}
         return {"prompt": markdown.tree(view["prompt"]["text"]), "replies": replies}
 
@@ -175,13 +179,23 @@ async def save_draft(request: Request, assignment_id: str) -> Response:
     draft, active_ms = given.get("draft"), session.whole(given, "active_ms")
     if not isinstance(draft, dict):
         raise Refused(422, "bad-request", "'draft' must be a JSON object")
-    _, saved = await write(
-        request,
-        lambda conn, now, person: work.save_draft(
-            conn, now, person, assignment_id, rev, draft, active_ms
-        ),
-        durable=False,
-    )
+    try:
+        _, saved = await write(
+            request,
+            lambda conn, now, person: work.save_draft(
+                conn, now, person, assignment_id, rev, draft, active_ms
+            ),
+            durable=False,
+        )
+    except Refused as refused:
+        if refused.code == "conflict":
+            await write(
+                request,
+                lambda conn, now, person: work.keep_refused(
+                    conn, now, person, assignment_id, rev, draft
+                ),
+            )
+        raise
     return pages.data(saved)
 
 
@@ -192,7 +206,10 @@ async def submit(request: Request, assignment_id: str) -> Response:
 
     def job(conn: Connection, now: int, person: Person) -> dict[str, Any]:
         done = work.submit(conn, now, person, assignment_id, key, payload, active_ms)
-        project_id = assignment.project_of(conn, assignment_id)
+        table = tables.assignment
+        project_id = conn.scalars(
+            select(table.c.project_id).where(table.c.id == assignment_id)
+        ).one()
         return {**done, "next": _next(conn, now, person, project_id)}
 
     _, answer = await write(request, job)

@@ -20,6 +20,7 @@ from tercet.label.web.pages import broken, refusal
 COOKIE = "tercet_session"
 BODY_LIMIT = 256 * 1024
 IMPORT_LIMIT = 256 * 1024 * 1024
+OPEN_TO_ALL = ("/static/", "/healthz", "/readyz", "/metrics")  # not counted as a flood
 SAFE = ("GET", "HEAD", "OPTIONS")
 
 CONTENT_SECURITY_POLICY = (
@@ -130,7 +131,7 @@ class Guard:
         await self.app(scope, limited_receive, send)
 
     def _refuse_flood(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        if scope["path"].startswith(("/static/", "/healthz")):
+        if scope["path"].startswith(OPEN_TO_ALL):
             return
         address = (scope.get("client") or ("",))[0]
         seconds = self.buckets.wait(session_id(headers) or address, time.monotonic())

@@ -1,0 +1,5 @@
+"""The administrators' pages."""
+
+from fastapi import APIRouter
+
+router = APIRouter()
