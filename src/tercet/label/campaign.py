@@ -8,6 +8,7 @@
 Every step may be repeated: after a restart the same plan goes on with the same store.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ def count(conn: Connection, project_id: str) -> Count:
     groups = select(labeler.c.group, func.count()).where(
         labeler.c.role == "labeler", labeler.c.status != "removed"
     )
-    known: dict[str, int] = dict(conn.execute(groups.group_by(labeler.c.group)).tuples().all())
+    known: dict[str, int] = dict(conn.execute(groups.group_by(labeler.c.group)).all())
     everybody = max(1, sum(known.values()))
     training = max(1, everybody - known.get("heldout", 0))
     tried = (
@@ -174,34 +175,46 @@ def _fill(store: Store, plan: Plan) -> str:
         return id_
 
     project_id = store.write(prepare)
+    left_out: list[str] = []
     for start in range(0, len(plan.sets), CHUNK):
         part = plan.sets[start : start + CHUNK]
-        store.write(lambda conn, part=part: _add_sets(conn, store.now(), project_id, plan, part))
+        left_out += store.write(
+            lambda conn, part=part: _add_sets(conn, store.now(), project_id, plan, part)
+        )
     if plan.gold:
-        store.write(lambda conn: _add_gold(conn, store.now(), project_id, plan))
+        left_out += store.write(
+            lambda conn: projects.add_gold(conn, store.now(), project_id, plan.gold).refused
+        )
+    if left_out:
+        more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
+        print(f"label: left out {left_out[0]}{more}", file=sys.stderr, flush=True)
     return project_id
 
 
 def _add_sets(
     conn: Connection, now: int, project_id: str, plan: Plan, sets: Sequence[CandidateSet]
-) -> None:
+) -> list[str]:
+    """Why some of them cannot be ranked.
+
+    Raises:
+        Refused: one is there already with other replies.
+    """
+    names = select(item.c.external_id).where(
+        item.c.project_id == project_id, item.c.external_id.in_([set_.id for set_ in sets])
+    )
+    there = set(conn.scalars(names))
     found = projects.add_candidate_sets(
         conn, now, project_id, sets, users=plan.users, tags=plan.tags
     )
-    _refuse(found.refused)
-
-
-def _add_gold(conn: Connection, now: int, project_id: str, plan: Plan) -> None:
-    _refuse(projects.add_gold(conn, now, project_id, plan.gold).refused)
-
-
-def _refuse(reasons: Sequence[str]) -> None:
-    if reasons:
-        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-        raise Refused(
-            409, "import", f"{reasons[0]}{more}; replies that were drawn anew belong into a new "
-            "store: move the old one away, or name another `project`"
-        )  # fmt: skip
+    for reason in found.refused:
+        if any(reason.startswith(f"{name}: ") for name in there):
+            raise Refused(
+                409,
+                "import",
+                f"{reason}. Replies that were drawn anew belong into a new store: move the old "
+                "one away, or name another `project`",
+            )
+    return found.refused
 
 
 def _take_lock(store: Store, stack: ExitStack) -> bool:
@@ -221,7 +234,7 @@ def _print_links(store: Store, plan: Plan, url: str) -> None:
 
     def job(conn: Connection) -> list[tuple[str, str]]:
         now = store.now()
-        rows = conn.execute(select(labeler.c.name, labeler.c.id)).tuples().all()
+        rows = conn.execute(select(labeler.c.name, labeler.c.id)).all()
         ids = dict(rows)
         names = [*plan.labelers[1:], *plan.held_out_labelers]
         return [(name, people.invite(conn, now, ids[name])) for name in names]

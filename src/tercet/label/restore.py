@@ -145,15 +145,15 @@ def _add(
     names = {record.id: item_name(record) for record in records}
     _add_items(conn, now, found, records, names)
     items = _items(conn, project_id, list(names.values()))
-    labelers: dict[str, str] = {}
+    labelers: dict[tuple[str | None, str], str] = {}
     versions: dict[frozenset[str], int] = {}
     given: dict[str, int] = {}
     for record in records:
         told = details.get((found.kind, record.id), {})
         row, replies = items[names[record.id]]
-        alias = record.labeler or UNNAMED
-        if alias not in labelers:
-            labelers[alias] = _labeler(conn, now, record, told)
+        who = (record.labeler, _judge(record, told))
+        if who not in labelers:
+            labelers[who] = _labeler(conn, now, record, told)
         flags = _flags(record)
         if flags not in versions:
             versions[flags] = _version(conn, found, flags, told, fresh and not versions)
@@ -165,10 +165,10 @@ def _add(
             schema,
             open_prompt=not row.text,
         )
-        if _is_there(conn, row.id, labelers[alias], payload, record.id):
+        if _is_there(conn, row.id, labelers[who], payload, record.id):
             total.known += 1
             continue
-        _insert(conn, now, found, row, labelers[alias], record, told, replies, payload, version)
+        _insert(conn, now, found, row, labelers[who], record, told, replies, payload, version)
         if not told.get("extra"):
             given[row.id] = given.get(row.id, 0) + 1
         total.added += 1
@@ -277,7 +277,7 @@ def _items(
         external: dict[str, str] = {}
         for at in range(0, len(ids_), SOME):
             query = select(c.c.id, c.c.external_id).where(c.c.id.in_(ids_[at : at + SOME]))
-            external.update(conn.execute(query).tuples().all())
+            external.update(conn.execute(query).all())
         for row in rows:
             found[row.external_id] = row, {external[id_]: id_ for id_ in row.candidate_ids}
     return found
@@ -289,7 +289,7 @@ def _answers(conn: Connection, project_id: str) -> int:
 
 
 def _labeler(conn: Connection, now: int, record: Record, told: Mapping[str, Any]) -> str:
-    judge = record.judge if isinstance(record, Ranking) else told.get("judge", "person")
+    judge = _judge(record, told)
     if judge not in ("person", "simulated"):
         raise Refused(422, "judge", f"{record.id}: was ranked by judge {judge!r}, not by a labeler")
     group = record.group if isinstance(record, Ranking) else told.get("group")
@@ -309,6 +309,10 @@ def _labeler(conn: Connection, now: int, record: Record, told: Mapping[str, Any]
             409, "judge", f"{record.id}: {record.labeler} is a person here and simulated there"
         )
     return id_
+
+
+def _judge(record: Record, told: Mapping[str, Any]) -> str:
+    return record.judge if isinstance(record, Ranking) else told.get("judge", "person")
 
 
 def _flags(record: Record) -> frozenset[str]:
