@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from tercet.label import audit, engines
 from tercet.label.errors import Refused
 from tercet.label.store import Store
-from tercet.label.tables import event, guidelines_read, meta
+from tercet.label.tables import QUEUED, event, guidelines_read, item, meta
 from tercet.records import InputError
 
 
@@ -543,3 +543,20 @@ def test_the_clock_gives_milliseconds(sqlite_store):
     assert abs(sqlite_store.now() - time.time() * 1000) < 2000
     sqlite_store.clock = lambda: 5
     assert sqlite_store.now() == 5
+
+
+def test_sqlite_reads_the_queue_in_the_order_of_its_index(sqlite_store):
+    """The planner recognizes a partial index only by the form of its condition."""
+    first = (
+        select(item.c.id)
+        .where(item.c.project_id == "p", QUEUED)
+        .order_by(item.c.priority.desc(), item.c.shuffle)
+        .limit(3)
+    )
+
+    def plan(conn):
+        statement = first.compile(conn, compile_kwargs={"literal_binds": True})
+        return [row.detail for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+
+    (step,) = sqlite_store.read(plan)  # one step: no sorting
+    assert "USING INDEX item_queue" in step

@@ -141,10 +141,11 @@ item = Table(
 )
 
 # Items that some labeler could start now, in the order in which they are given out. Constants, not
-# parameters: SQLite uses a partial index only where the query repeats its condition.
+# parameters: SQLite uses a partial index only where the query repeats its condition, and a bare
+# column must stand on the left for it to see that.
 QUEUED = and_(
     item.c.state == literal_column("'open'"),
-    item.c.done + item.c.leased < item.c.need,
+    item.c.need > item.c.done + item.c.leased,
     item.c.gold.is_(None),
     item.c.repeat_of.is_(None),
 )
