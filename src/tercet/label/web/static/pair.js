@@ -20,7 +20,7 @@ export class PairView {
     this.buttons = this.verdicts.map(([id, label], i) => button(`${label} `, {
       class: "verdict", "data-verdict": id, onclick: () => this.decide(i + 1),
     }, kbd(`${i + 1}`)));
-    this.strengths = ["slightly", "clearly"].map((value) => button(`${value} better`, {
+    this.strengths = ["slightly", "clearly"].map((value) => button(value, {
       class: "quiet", "data-strength": value, onclick: () => this.setStrength(value),
     }));
     this.strength = h("div", { class: "strength", role: "group", "aria-label": "How much better" },
@@ -33,9 +33,9 @@ export class PairView {
         button("Swap sides ", { class: "quiet", onclick: () => this.swap() }, kbd("v")),
         button("Mark differences", { class: "quiet", onclick: () => page.compare() }),
         page.viewButton()),
-      this.panes,
-      h("div", { class: "verdicts", role: "group", "aria-label": "Your verdict" },
-        this.buttons, settings.strength ? this.strength : null));
+      this.panes);
+    this.controls = h("div", { class: "verdicts", role: "group", "aria-label": "Your verdict" },
+      this.buttons, settings.strength ? this.strength : null);
     this.keys = {
       digit: (digit) => this.decide(digit), unrank: () => this.decide(0),
       compare: () => this.swap(), letter: (letter) => "AB".includes(letter) && page.focus(letter),
@@ -103,10 +103,9 @@ export class PairView {
     const given = this.verdict()?.[0];
     for (const each of this.buttons)
       each.setAttribute("aria-pressed", each.dataset.verdict === given);
-    for (const each of this.strengths) {
-      each.disabled = !value.slots[1];
+    this.strength.hidden = !value.slots[1];
+    for (const each of this.strengths)
       each.setAttribute("aria-pressed", each.dataset.strength === value.strength);
-    }
     for (const { list, count } of Object.values(this.flags)) {
       list.update();
       count.textContent = `${list.answered()} of ${list.flags.length} answered`;
@@ -116,7 +115,7 @@ export class PairView {
 
   summary() {
     const verdict = this.verdict();
-    return { text: verdict?.[1] ?? "", left: verdict ? 0 : 1 };
+    return { text: "", left: verdict ? 0 : 1 };
   }
 
   missing() {

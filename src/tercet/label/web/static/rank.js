@@ -45,6 +45,10 @@ export class RankView {
     };
   }
 
+  begin() {
+    return rank.unranked(this.page.answer.value.slots, this.page.letters)[0];
+  }
+
   enter() {
     this.update();
   }

@@ -28,6 +28,10 @@ export class RateView {
     };
   }
 
+  begin() {
+    return [...this.page.letters].find((letter) => !this.page.answer.value.ratings[letter]);
+  }
+
   enter() {
     for (const letter of this.page.letters) moveTo(this.reading, this.page.cards[letter].root);
     this.update();

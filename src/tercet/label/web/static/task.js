@@ -76,6 +76,7 @@ class Page {
       expand.textContent = open ? "Shrink" : "Expand";
       expand.setAttribute("aria-expanded", open);
     });
+    this.expand = expand;
     this.promptBody = h("div", { class: "prompt-text", tabindex: "0", role: "region",
       "aria-label": "Prompt" }, this.promptText);
     this.prompt = h("section", { class: "prompt", "aria-labelledby": "prompt-title" },
@@ -113,6 +114,7 @@ class Page {
 
   bar() {
     this.summary = h("p", { class: "summary", id: "summary" });
+    this.controls = h("div", { class: "controls" });
     this.tabs = this.views.map((view) => button(STEP_NAMES[view.state], {
       class: "tab", onclick: () => this.goTo(view),
     }));
@@ -128,7 +130,7 @@ class Page {
     ];
     return h("div", { class: "bar", role: "region", "aria-label": "Your answer" },
       this.tabs.length > 1 ? h("div", { class: "tabs" }, this.tabs) : null, this.summary,
-      h("div", { class: "bar-actions" }, leaving, this.next, this.submitButton));
+      this.controls, h("div", { class: "bar-actions" }, leaving, this.next, this.submitButton));
   }
 
   // Steps
@@ -136,6 +138,8 @@ class Page {
   goTo(view) {
     if (view === this.view) return;
     this.view.leave?.();
+    // A step begins where something is left to do.
+    this.current = this.answer.ui.focus = view.begin?.() ?? this.letters[0];
     this.enter(view);
     this.save();
     scrollTo(0, 0);
@@ -145,31 +149,21 @@ class Page {
     this.view = view;
     this.answer.ui.step = view.state;
     this.stage.replaceChildren(view.root);
+    this.controls.replaceChildren(view.controls ?? "");
     document.body.dataset.state = view.state;
     document.body.dataset.assignment = this.assignment.id;
     view.enter();
     this.refresh();
     if (view.focus) view.focus();
-    else this.focus(this.startAt(), false);
-  }
-
-  startAt() {
-    const { slots } = this.answer.value;
-    if (this.view.state !== "rank" || !rank.rankOf(slots, this.current)) return this.current;
-    return this.answer.ui.focus === this.current
-      ? this.current : rank.unranked(slots, this.letters)[0] ?? this.current;
+    else this.focus(this.current, false);
   }
 
   forward() {
     const at = this.views.indexOf(this.view);
     if (at === this.views.length - 1) return this.submit();
     const after = this.letters[this.letters.indexOf(this.current) + 1];
-    if (!after) {
-      this.current = this.letters[0];
-      this.answer.ui.focus = this.current;
-      return this.goTo(this.views[at + 1]);
-    }
-    this.focus(after);
+    if (after) this.focus(after);
+    else this.goTo(this.views[at + 1]);
   }
 
   // The focus
@@ -210,6 +204,8 @@ class Page {
   }
 
   pin() {
+    const { scrollHeight, clientHeight } = this.promptBody;
+    this.expand.hidden = scrollHeight <= clientHeight && !this.prompt.classList.contains("open");
     document.documentElement.style.setProperty("--pinned", `${this.pinnedHeight()}px`);
   }
 
@@ -351,8 +347,7 @@ class Page {
     const { amending } = this.assignment;
     try {
       const next = await send();
-      if (amending) location.assign("/history");
-      else this.show(next);
+      this.show(amending ? { reason: "amended" } : next);
       say(done);
     } catch (error) {
       this.tell(`Not sent: ${error.message}`, "bad");
@@ -367,15 +362,17 @@ class Page {
     const [title, text] = {
       finished: ["Nothing to do now", "Every item of this project is done. Thank you."],
       leased: ["Nothing to do now", "Other labelers have all the remaining items. They come back if they are not finished."],
+      amended: ["Your change is kept", "It is a new version of your answer."],
       paused: ["This project is paused", "An administrator stopped it for now. What you did is saved."],
       offline: ["No connection", "Your answers are kept on this device. The page goes on when the server can be reached."],
     }[reason] ?? ["Nothing to do now", "There is no item for you."];
     const again = button("Look again", { class: "primary", onclick: () => this.again() });
     main.replaceChildren(
       (this.notice = h("div", { class: "notices" })),
-      h("section", { class: "empty" }, h("h2", {}, title), h("p", {}, text),
+      h("section", { class: "nothing" }, h("h2", {}, title), h("p", {}, text),
         h("div", { class: "actions" }, h("a", { class: "button", href: "/" }, "Home"),
-          reason === "finished" ? null : again)));
+          reason === "amended" ? h("a", { class: "button primary", href: "/history" }, "History") : null,
+          ["finished", "amended"].includes(reason) ? null : again)));
     document.body.dataset.state = "empty";
     delete document.body.dataset.assignment;
     clearTimeout(this.timer);

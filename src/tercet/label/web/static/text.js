@@ -14,15 +14,20 @@ const NAMES = {
   "\ufeff": "byte order mark",
 };
 // A joiner after these is part of an emoji or of ordinary spelling.
-const JOINS = /[\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f]$/u;
-const SPELLS = /[\p{Script=Arabic}\p{Script=Syriac}\p{Script=Mongolian}\p{Script=Devanagari}\p{Script=Bengali}\p{Script=Gurmukhi}\p{Script=Gujarati}\p{Script=Oriya}\p{Script=Tamil}\p{Script=Telugu}\p{Script=Kannada}\p{Script=Malayalam}\p{Script=Sinhala}\p{Script=Khmer}\p{Script=Myanmar}\p{M}]$/u;
-const TAGGED = /[\u{1f3f4}\u{e0020}-\u{e007f}]$/u;
+// (No `$` after these classes: V8 builds exist where it never matches beyond U+FFFF.)
+const JOINS = /[\u00a9\u00ae\u203c-\u3299\ufe0f\u{1f000}-\u{1faff}]/u;
+const SPELLS = /[\u0600-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc\p{M}]/u; // Arabic to Khmer
+const TAGS_FOLLOW = /[\u{1f3f4}\u{e0020}-\u{e007f}]/u;
 const MOST_MARKERS = 4000;
 
 function harmless(run, before) {
   if (run === "\u200d") return JOINS.test(before) || SPELLS.test(before);
   if (run === "\u200c") return SPELLS.test(before);
-  return run >= "\u{e0020}" && TAGGED.test(before);
+  return run >= "\u{e0020}" && TAGS_FOLLOW.test(before);
+}
+
+function lastCharacter(text, end) {
+  return [...text.slice(Math.max(0, end - 2), end)].at(-1) ?? "";
 }
 
 export function parts(text) {
@@ -31,7 +36,7 @@ export function parts(text) {
   for (const match of text.matchAll(INVISIBLE)) {
     if (nodes.length > MOST_MARKERS) break;
     const run = match[0];
-    if (harmless(run, text.slice(Math.max(0, match.index - 2), match.index))) continue;
+    if (harmless(run, lastCharacter(text, match.index))) continue;
     if (match.index > from) nodes.push(text.slice(from, match.index));
     const code = `U+${run.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
     const times = run.length > match[1].length ? ` ×${run.length / match[1].length}` : "";
