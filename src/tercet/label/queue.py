@@ -1,9 +1,9 @@
 """What a labeler may be given: the queue of ordinary items, gold items, silent repeats."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
 
 from tercet.label import ids, tables
 from tercet.label.people import Person
@@ -24,16 +24,19 @@ def choose(
     Ordinary items come by priority, then in the project's random order, so an item that was begun
     is finished by the next labelers who come by. Now and then a gold item or a repeat comes first.
     """
-    ordinary = conn.execute(_ordinary(project, person, wanted)).all()
+    wrote = _wrote_for(conn, project, person)
+    ordinary = conn.execute(_ordinary(project, person, wrote, wanted)).all()
     if not ordinary and not _has_ordinary(conn, project):
-        yield from conn.execute(_gold(project, person, wanted)).all()  # a project of gold items
+        yield from conn.execute(
+            _gold(project, person, wrote, wanted)
+        ).all()  # a project of gold items
         return
     given = _given(conn, project, person) if _mixes(project) else 0
     gold = None
     for place, row in enumerate(ordinary):
         kind = _draw(project, person, given + place)
         if kind == "gold":
-            gold = gold or iter(conn.execute(_gold(project, person, wanted)).all())
+            gold = gold or iter(conn.execute(_gold(project, person, wrote, wanted)).all())
             yield next(gold, row)
         elif kind == "repeat":
             yield _repeat(conn, now, project, person) or row
@@ -43,6 +46,7 @@ def choose(
 
 def others_until(conn: Connection, project: Project, person: Person) -> int | None:
     """When the first lease ends that keeps an item from this labeler; None: there is none."""
+    wrote = _wrote_for(conn, project, person)
     own = assignment.alias("own")
     answered = select(1).where(
         own.c.item_id == item.c.id, own.c.labeler_id == person.id, own.c.state.in_(FINAL)
@@ -59,28 +63,33 @@ def others_until(conn: Connection, project: Project, person: Person) -> int | No
             item.c.repeat_of.is_(None),
             item.c.done < item.c.need,
             ~answered.exists(),
-            *_allowed(project, person),
+            *_allowed(project, person, wrote),
         )
     ).scalar_one()
 
 
 def waiting(conn: Connection, project: Project, person: Person) -> int:
     """How many ordinary items this labeler could start now."""
-    free = select(func.count()).select_from(item).where(*_free(project, person))
+    wrote = _wrote_for(conn, project, person)
+    free = select(func.count()).select_from(item).where(*_free(project, person, wrote))
     return conn.execute(free).scalar_one()
 
 
-def _ordinary(project: Project, person: Person, wanted: int) -> Select[*tuple[Any, ...]]:
+def _ordinary(
+    project: Project, person: Person, wrote: Sequence[str], wanted: int
+) -> Select[*tuple[Any, ...]]:
     return (
         select(*_COLUMNS)
-        .where(*_free(project, person))
+        .where(*_free(project, person, wrote))
         .order_by(item.c.priority.desc(), item.c.shuffle)
         .limit(wanted)
         .with_for_update(skip_locked=True, of=item)
     )
 
 
-def _gold(project: Project, person: Person, wanted: int) -> Select[*tuple[Any, ...]]:
+def _gold(
+    project: Project, person: Person, wrote: Sequence[str], wanted: int
+) -> Select[*tuple[Any, ...]]:
     return (
         select(*_COLUMNS)
         .where(
@@ -89,7 +98,7 @@ def _gold(project: Project, person: Person, wanted: int) -> Select[*tuple[Any, .
             item.c.state == "open",
             item.c.done + item.c.leased < item.c.need,
             _not_met(person),
-            *_allowed(project, person),
+            *_allowed(project, person, wrote),
         )
         .order_by(item.c.shuffle)
         .limit(wanted)
@@ -97,12 +106,12 @@ def _gold(project: Project, person: Person, wanted: int) -> Select[*tuple[Any, .
     )
 
 
-def _free(project: Project, person: Person) -> list[ColumnElement[bool]]:
+def _free(project: Project, person: Person, wrote: Sequence[str]) -> list[ColumnElement[bool]]:
     return [
         item.c.project_id == project.id,
         QUEUED,
         _not_met(person),
-        *_allowed(project, person),
+        *_allowed(project, person, wrote),
     ]
 
 
@@ -112,32 +121,40 @@ def _not_met(person: Person) -> ColumnElement[bool]:
     return ~met.exists()
 
 
-def _allowed(project: Project, person: Person) -> list[ColumnElement[bool]]:
+def _allowed(project: Project, person: Person, wrote: Sequence[str]) -> list[ColumnElement[bool]]:
     """Held-out labelers never see training items, and nobody ranks replies to a prompt that they
-    wrote a demonstration for."""
+    wrote a demonstration for. wrote: `_wrote_for` of this labeler."""
     rules: list[ColumnElement[bool]] = []
     if person.group == "heldout":
         rules.append(or_(item.c.split.is_(None), item.c.split == "valid"))
-    if project.kind != "demonstration":
-        writing, written = tables.project, item.alias("written")
-        prompt, own = tables.prompt, assignment.alias("authored")
-        demonstrated = (
-            select(1)
-            .select_from(writing)
-            .join(prompt, prompt.c.id == item.c.prompt_id)
-            .join(
-                written,
-                and_(
-                    written.c.project_id == writing.c.id,
-                    written.c.external_id == prompt.c.external_id,
-                ),
-            )
-            .join(own, and_(own.c.item_id == written.c.id, own.c.labeler_id == person.id))
-            .where(writing.c.kind == "demonstration", own.c.state.in_(("done", "extra")))
-            .correlate(item)
+    if wrote:
+        prompt, written, own = tables.prompt, item.alias("written"), assignment.alias("authored")
+        # Nested, so that the planner goes from the item to its author and not through all that
+        # this labeler ever did.
+        name = select(prompt.c.external_id).where(prompt.c.id == item.c.prompt_id)
+        same = select(written.c.id).where(
+            written.c.project_id.in_(wrote),
+            written.c.external_id == name.correlate(item).scalar_subquery(),
         )
-        rules.append(~demonstrated.exists())
+        authored = select(1).where(
+            own.c.item_id.in_(same.correlate(item)),
+            own.c.labeler_id == person.id,
+            own.c.state.in_(("done", "extra")),
+        )
+        rules.append(~authored.exists())
     return rules
+
+
+def _wrote_for(conn: Connection, project: Project, person: Person) -> list[str]:
+    """The projects in which this labeler wrote demonstrations; nothing for such a project."""
+    if project.kind == "demonstration":
+        return []
+    table = tables.project
+    own = select(1).where(
+        assignment.c.labeler_id == person.id, assignment.c.project_id == table.c.id
+    )
+    writing = select(table.c.id).where(table.c.kind == "demonstration", own.exists())
+    return list(conn.scalars(writing))
 
 
 def _has_ordinary(conn: Connection, project: Project) -> bool:
