@@ -1,6 +1,7 @@
 """The application: one store, the routes, the guard around them."""
 
 import os
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
@@ -12,12 +13,23 @@ from tercet.label.store import Store
 from tercet.label.web import admin, labeler, pages
 from tercet.label.web.metrics import Metrics
 from tercet.label.web.security import Guard
+if TYPE_CHECKING:
+    from fastapi.telemetry import TelemetryConfig
+
+# Spans and logs of requests would carry labelers' words to wherever the environment says.
+NO_TELEMETRY: "TelemetryConfig" = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 
 
 def build(store: Store, public_url: str | None = None) -> Guard:
     """The ASGI application that serves `store`. `public_url` is where labelers see it, if a proxy
     changes the Host header."""
-    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app = FastAPI(openapi_url=None, redirect_slashes=False, telemetry=NO_TELEMETRY)
     app.state.store = store
     app.state.metrics = Metrics()
     app.router.routes.extend([*labeler.router.routes, *admin.router.routes])
