@@ -33,6 +33,10 @@ export class Card {
       class: "card", "data-reply": reply.id, "data-letter": reply.letter, tabindex: "-1",
       "aria-labelledby": `name-${reply.letter}`, "aria-describedby": `where-${reply.letter}`,
     }, this.head, this.text);
+    // Long texts are laid out when they come into view; until then their height is a guess.
+    const lines = reply.text.length / 70;
+    this.root.classList.toggle("long", lines > 30);
+    this.root.style.setProperty("--lines", Math.round(lines));
   }
 
   // The text as it is, or the tree of nodes that the server made of it.

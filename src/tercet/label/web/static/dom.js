@@ -23,7 +23,11 @@ export const kbd = (key) => h("kbd", {}, key);
 export function moveTo(parent, node, before = null) {
   if (node.parentNode === parent && node.nextSibling === before) return;
   if (parent.moveBefore && node.isConnected && parent.isConnected) parent.moveBefore(node, before);
-  else parent.insertBefore(node, before);
+  else {
+    const focused = node.contains(document.activeElement) && document.activeElement;
+    parent.insertBefore(node, before);
+    if (focused) focused.focus({ preventScroll: true });
+  }
 }
 
 export function say(message) {

@@ -78,9 +78,9 @@ class Page {
     });
     this.expand = expand;
     this.promptBody = h("div", { class: "prompt-text", tabindex: "0", role: "region",
-      "aria-label": "Prompt" }, this.promptText);
-    this.prompt = h("section", { class: "prompt", "aria-labelledby": "prompt-title" },
-      h("header", {}, h("h2", { id: "prompt-title" }, "Prompt"),
+      "aria-label": "Text of the prompt" }, this.promptText);
+    this.prompt = h("section", { class: "prompt", "aria-label": "Prompt" },
+      h("header", {}, h("h2", {}, "Prompt"),
         assignment.prompt.tags?.map((tag) => h("span", { class: "tag" }, tag.replaceAll("_", " "))),
         assignment.project.criterion
           ? h("span", { class: "criterion" }, assignment.project.criterion) : null, expand),
@@ -168,14 +168,15 @@ class Page {
 
   // The focus
 
-  focus(letter, reveal = true) {
+  // With `keep`, a control of the card that has the focus keeps it.
+  focus(letter, reveal = true, keep = false) {
     const { root } = this.cards[letter] ?? {};
     if (!root) return;
     const moved = letter !== this.current || this.answer.ui.focus !== letter;
     this.current = letter;
     this.answer.ui.focus = letter;
     if (moved) this.refresh();
-    root.focus({ preventScroll: true });
+    if (!keep || !root.contains(document.activeElement)) root.focus({ preventScroll: true });
     if (reveal) this.reveal(root);
     if (moved) this.save();
   }
@@ -224,7 +225,7 @@ class Page {
       this.refresh();
       this.save();
     }
-    if (this.view.state === "rank") this.focus(focus);
+    if (this.view.state === "rank") this.focus(focus, true, true);
     if (message) say(message);
   }
 
