@@ -8,7 +8,7 @@ from sqlalchemy import Connection, select
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from tercet.label import assignment, people, projects, tables, work
+from tercet.label import assignment, markdown, people, projects, tables, work
 from tercet.label.errors import Refused
 from tercet.label.people import Person
 from tercet.label.web import pages, session
@@ -100,8 +100,6 @@ async def amend_page(request: Request, assignment_id: str) -> Response:
 @router.get("/guidelines/{project_id}")
 async def guidelines(request: Request, project_id: str) -> Response:
     person, project = await read(request, lambda conn, *_: projects.get(conn, project_id))
-    from tercet.label import markdown
-
     nodes = await run_in_threadpool(markdown.tree, project.guidelines)
     return pages.html("guidelines.html", person, project=project, nodes=nodes)
 
@@ -160,8 +158,6 @@ async def as_markdown(request: Request, assignment_id: str) -> Response:
     )
 
     def trees() -> dict[str, Any]:
-        from tercet.label import markdown
-
         replies = {reply["id"]: markdown.tree(reply["text"]) for reply in view["replies"]}
         return {"prompt": markdown.tree(view["prompt"]["text"]), "replies": replies}
 
