@@ -10,7 +10,7 @@ from sqlalchemy import update
 from tercet.data.importers import ImportConfig
 from tercet.data.importers import rankings as import_rankings
 from tercet.judge.rankings import verdicts
-from tercet.label import assignment, audit, people, projects, tables, work
+from tercet.label import assignment, audit, commands, people, projects, tables, work
 from tercet.label.export import export
 from tercet.label.restore import item_name, restore
 from tercet.label.store import Store
@@ -515,3 +515,28 @@ def test_votes_of_unnamed_people_get_one_alias(sqlite_store, tmp_path):
     export(sqlite_store, tmp_path / "out")
     (record,) = read_records(tmp_path / "out" / "rankings.jsonl", Ranking)
     assert (record.id, record.labeler) == ("hh/0/imported", "imported")
+
+
+def test_the_command_line_exports_and_imports_back(full, tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    fresh = str(tmp_path / "fresh.sqlite")
+    assert commands.run("export", [str(full.store.path), "--out", str(one)]) == 0
+    files = [str(one / name) for name in RECORDS]
+    assert commands.run("import", [fresh, *files, "--dry-run"]) == 0
+    assert "would restore" in capsys.readouterr().out
+    assert commands.run("import", [fresh, *files]) == 0
+    count = len(lines(one / "answers.jsonl"))
+    assert f"restored {count} new answers, 0 known, in" in capsys.readouterr().out
+    assert commands.run("export", [fresh, "--out", str(two)]) == 0
+    for name in RECORDS:
+        assert (two / name).read_bytes() == (one / name).read_bytes(), name
+
+
+def test_answers_and_candidates_are_not_imported_together(full, tmp_path):
+    export(full.store, tmp_path)
+    write_records(tmp_path / "candidates.jsonl", [candidates("p1")])
+    store, ranked = str(tmp_path / "fresh.sqlite"), str(tmp_path / "rankings.jsonl")
+    with pytest.raises(InputError, match="restoring takes"):
+        commands.run("import", [store, ranked, str(tmp_path / "candidates.jsonl")])
+    with pytest.raises(InputError, match="give candidates or prompts, and answers apart"):
+        commands.run("import", [store, str(tmp_path / "candidates.jsonl"), ranked])

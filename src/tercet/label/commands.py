@@ -77,15 +77,33 @@ class _DryRun(Exception):
 
 
 def import_(chosen: options.Import, argv: list[str]) -> int:
+    from tercet.label.restore import is_export
+
     source = resolve(chosen.source)
+    if not chosen.gold and is_export(chosen.files[0]):
+        return _restore(chosen, source)
     loaded = [(file, load(file, chosen.kind)) for file in chosen.files]
     for file, records in loaded:
         if (records.kind is None) != chosen.gold:
-            wanted = "rankings" if chosen.gold else "candidates or prompts; rankings need --gold"
+            wanted = "rankings" if chosen.gold else "candidates or prompts, and answers apart"
             raise InputError(f"{file}: give {wanted}")
     with _open(chosen, source) as store:
         for file, records in loaded:
             print(f"{file}: {_import(store, chosen, argv, records, source, chosen.dry_run)}")
+    return 0
+
+
+def _restore(chosen: options.Import, source: Source) -> int:
+    """Answers that were exported, or given elsewhere, come into the store."""
+    from tercet.label.restore import restore
+
+    kind = None if chosen.kind == "demonstration" else chosen.kind
+    with _open(chosen, source) as store:
+        found = restore(
+            store, chosen.files, project=chosen.project, kind=kind, dry_run=chosen.dry_run
+        )
+    did = "would restore" if chosen.dry_run else "restored"
+    print(f"{did} {found.added} new answers, {found.known} known, in {', '.join(found.projects)}")
     return 0
 
 
@@ -111,9 +129,7 @@ def _import(
         elif records.kind == "demonstration":
             found = projects.add_prompts(conn, now, project.id, rows)
         else:
-            found = projects.add_candidate_sets(
-                conn, now, project.id, rows, users=users, tags=tags
-            )
+            found = projects.add_candidate_sets(conn, now, project.id, rows, users=users, tags=tags)
         said = f"{project.name}: {_counts(found)}"
         if dry_run:
             raise _DryRun(f"{said}; nothing was stored")
@@ -291,8 +307,12 @@ def export(chosen: options.Export, _: list[str]) -> int:
     source = resolve(chosen.source)
     out = chosen.out or source.store.parent / "export"
     with _open(chosen, source, create=False) as store:
-        export(store, out, pairs=chosen.pairs)
-    print(f"export   {out}")
+        manifest = export(
+            store, out, project=chosen.project, pairs=chosen.pairs, gold=chosen.gold,
+            repeats=chosen.repeats,
+        )  # fmt: skip
+    for name, facts in manifest["files"].items():
+        print(f"{facts['lines']:>9} lines  {out / name}")
     return 0
 
 

@@ -67,10 +67,12 @@ class Serve(Into):
 
 @dataclass(frozen=True, kw_only=True)
 class Import(Into):
-    """Import records into a store: all rows of a file, or none."""
+    """Import records into a store: all rows of a file, or none. Files of an export put its
+    answers back."""
 
     files: Positional[tuple[Annotated[Path, arg(metavar="FILE")], ...]]
-    """.jsonl or .jsonl.gz files of candidates, prompts or, with --gold, rankings."""
+    """.jsonl or .jsonl.gz files of candidates, prompts or, with --gold, rankings; or those of an
+    export: demonstrations, rankings, evaluations, answers."""
     gold: bool = False
     """The files hold rankings whose answers are known, to test labelers with."""
     dry_run: bool = False
@@ -108,6 +110,12 @@ class Export(Store):
     """The folder to write to; `export` beside the store otherwise."""
     pairs: bool = False
     """Also write rankings as pairs, for other tools."""
+    project: str | None = None
+    """Only this project, by its name or id."""
+    gold: bool = False
+    """With answers to items whose answer was known."""
+    repeats: bool = False
+    """With second answers to items that the same labeler had seen before."""
 
 
 @dataclass(frozen=True, kw_only=True)

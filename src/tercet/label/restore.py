@@ -108,6 +108,11 @@ def restore(
         raise InputError(f"nothing was restored: {refused.message}") from None
 
 
+def is_export(path: Path) -> bool:
+    """Does the file hold answers, by its first line?"""
+    return _schema(path) in (ANSWER, "tercet.demonstration/1", "tercet.ranking/1")
+
+
 class _DryRun(Exception):
     """Leaves the transaction, which is rolled back, with what it would have done."""
 
