@@ -225,7 +225,9 @@ def test_an_incomplete_answer_names_its_fields(ann, world):
     assert answer.status_code == 422 and answer.json()["errors"]
 
 
-@pytest.mark.parametrize("key", ["", "short", "k" * 65, "key 0001", "clé-00001".encode().hex() + "é"])
+@pytest.mark.parametrize(
+    "key", ["", "short", "k" * 65, "key 0001", "clé-00001".encode().hex() + "é"]
+)
 def test_a_submit_needs_a_sound_key(ann, world, key):
     first = fetch(ann, world)[0]
     path = f"/api/assignments/{first['id']}/submit"

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -155,7 +156,10 @@ def parse(type_: type[C], argv: list[str], prog: str) -> C:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise InputError(f"{plain_message(said.getvalue())}; {prog} --help lists all") from stop
+        option = re.search(r"Error parsing (--[\w-]+):", said.getvalue())
+        message = plain_message(said.getvalue())
+        named = f"{option[1]}: {message}" if option else message
+        raise InputError(f"{named}; {prog} --help lists all") from stop
 
 
 def flags(type_: type[Any]) -> list[str]:

@@ -95,9 +95,7 @@ def join_link(base_url: str, token: str) -> str:
 
 
 @contextmanager
-def running(
-    store: Store, address: Address | None = None, name: str = LABELER
-) -> Iterator[Served]:
+def running(store: Store, address: Address | None = None, name: str = LABELER) -> Iterator[Served]:
     """Serves `store` from a thread of this process until the block ends, and prints the links.
 
     Raises:
@@ -255,9 +253,7 @@ def _serve_here(server: Any, listener: socket.socket) -> None:
             signal.signal(sig, handler)
 
 
-def _serve_workers(
-    database: str, listener: socket.socket, address: Address, workers: int
-) -> None:
+def _serve_workers(database: str, listener: socket.socket, address: Address, workers: int) -> None:
     from uvicorn.supervisors import Multiprocess
 
     os.environ["TERCET_LABEL_STORE"] = database

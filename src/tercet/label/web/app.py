@@ -13,6 +13,7 @@ from tercet.label.store import Store
 from tercet.label.web import admin, labeler, pages
 from tercet.label.web.metrics import Metrics
 from tercet.label.web.security import Guard
+
 if TYPE_CHECKING:
     from fastapi.telemetry import TelemetryConfig
 

@@ -131,9 +131,7 @@ async def history(request: Request) -> Response:
 
 @router.post("/api/projects/{project_id}/next")
 async def next_(request: Request, project_id: str) -> Response:
-    _, answer = await write(
-        request, lambda conn, now, person: _next(conn, now, person, project_id)
-    )
+    _, answer = await write(request, lambda conn, now, person: _next(conn, now, person, project_id))
     return pages.data(answer)
 
 
@@ -238,9 +236,7 @@ async def _answer(request: Request) -> tuple[str, dict[str, Any], int]:
 @router.post("/api/assignments/{assignment_id}/skip")
 async def skip(request: Request, assignment_id: str) -> Response:
     why = session.reason(await session.body(request))
-    await write(
-        request, lambda conn, now, person: work.skip(conn, now, person, assignment_id, why)
-    )
+    await write(request, lambda conn, now, person: work.skip(conn, now, person, assignment_id, why))
     return Response(status_code=204)
 
 

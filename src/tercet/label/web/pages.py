@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -123,7 +123,7 @@ def refusal(scope: Mapping[str, Any], error: Refused) -> Response:
     return response
 
 
-def broken(scope: dict[str, Any]) -> Response:
+def broken(scope: MutableMapping[str, Any]) -> Response:
     """500 with a reference that the log on stderr carries too, and nothing else of the cause."""
     scope["tercet.reference"] = reference = secrets.token_hex(4)
     message = f"something broke on the server; its log tells more under {reference}"
@@ -136,4 +136,4 @@ async def on_refused(request: Request, error: Exception) -> Response:
 
 
 async def on_broken(request: Request, _: Exception) -> Response:
-    return broken(request.scope)  # pyright: ignore[reportArgumentType]
+    return broken(request.scope)
