@@ -78,15 +78,14 @@ def stats(conn: Connection, now: int, person: Person) -> dict[str, Any]:
             .group_by(assignment.c.project_id, assignment.c.state)
         )
     }
-    read = dict(
-        conn.execute(
+    read: dict[str, int] = {
+        project_id: version
+        for project_id, version in conn.execute(
             select(guidelines_read.c.project_id, guidelines_read.c.version).where(
                 guidelines_read.c.labeler_id == person.id
             )
         )
-        .tuples()
-        .all()
-    )
+    }
     projects = []
     for project_id in conn.scalars(select(tables.project.c.id).order_by(tables.project.c.id)):
         project = get(conn, project_id)
