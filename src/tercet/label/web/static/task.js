@@ -102,11 +102,12 @@ class Page {
       this.save();
     });
     this.stage = h("div", { class: "stage" });
-    this.notice = h("div", { class: "notices" });
+    // What earlier items left to say stays.
+    this.notice = h("div", { class: "notices" }, ...(this.notice?.children ?? []));
     if (assignment.amending)
       this.tell("You are changing an answer that you gave before. It is kept; this becomes a new version.");
     if (assignment.state === "expired") this.late();
-    main.replaceChildren(this.notice, this.prompt, this.about, this.stage, this.bar());
+    main.replaceChildren(this.prompt, this.about, this.stage, this.bar());
     this.watch?.disconnect();
     this.watch = new ResizeObserver(() => this.pin());
     this.watch.observe(this.prompt);
@@ -128,7 +129,7 @@ class Page {
       button("Skip ", { class: "quiet", onclick: () => this.leave("skip") }, kbd("s")),
       button("Report ", { class: "quiet", onclick: () => this.leave("report") }, kbd("!")),
     ];
-    return h("div", { class: "bar", role: "region", "aria-label": "Your answer" },
+    return h("div", { class: "bar", role: "region", "aria-label": "Your answer" }, this.notice,
       this.tabs.length > 1 ? h("div", { class: "tabs" }, this.tabs) : null, this.summary,
       this.controls, h("div", { class: "bar-actions" }, leaving, this.next, this.submitButton));
   }
@@ -220,6 +221,7 @@ class Page {
   change(changes, message, focus = this.current) {
     const changed = this.answer.change(changes);
     this.current = focus;
+    if (changed) this.settled();
     if (changed || this.answer.ui.focus !== focus) {
       this.answer.ui.focus = focus;
       this.refresh();
@@ -231,8 +233,14 @@ class Page {
 
   type(path, value) {
     this.answer.type(path, value);
+    this.settled();
     this.count();
     this.save();
+  }
+
+  // What was missing may be there now.
+  settled() {
+    $("[data-about=submit]", this.notice)?.remove();
   }
 
   undo(again = false) {
@@ -266,7 +274,7 @@ class Page {
     const onLast = this.letters.at(-1) === this.current;
     this.next.textContent = onLast ? `Next: ${STEP_NAMES[this.views.at(-1).state].toLowerCase()}` : "Next reply";
     this.left.textContent = ranking && left ? `${left} unranked` : "";
-    this.submitButton.setAttribute("aria-disabled", Boolean(left));
+    this.submitButton.classList.toggle("waiting", Boolean(left));
     this.views.forEach((view, i) =>
       this.tabs[i].setAttribute("aria-current", view === this.view ? "step" : "false"));
     this.aboutCount.textContent = [
@@ -325,7 +333,7 @@ class Page {
     if (this.busy || performance.now() - this.shownAt < SETTLE_MS) return;
     const missing = this.view.missing();
     if (missing) {
-      this.tell(missing.message, "bad");
+      this.tell(missing.message, "bad").dataset.about = "submit";
       missing.focus();
       return;
     }
@@ -369,7 +377,7 @@ class Page {
     }[reason] ?? ["Nothing to do now", "There is no item for you."];
     const again = button("Look again", { class: "primary", onclick: () => this.again() });
     main.replaceChildren(
-      (this.notice = h("div", { class: "notices" })),
+      (this.notice = h("div", { class: "notices" }, ...(this.notice?.children ?? []))),
       h("section", { class: "nothing" }, h("h2", {}, title), h("p", {}, text),
         h("div", { class: "actions" }, h("a", { class: "button", href: "/" }, "Home"),
           reason === "amended" ? h("a", { class: "button primary", href: "/history" }, "History") : null,
@@ -396,8 +404,10 @@ class Page {
     const root = h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : "status" },
       h("p", {}, message), more,
       button("Close", { class: "quiet small", onclick: () => root.remove() }));
-    for (const old of this.notice.querySelectorAll(".bad")) old.remove();
+    for (const old of [...this.notice.children])
+      if (old.firstChild.textContent === message) old.remove();
     this.notice.append(root);
+    return root;
   }
 
   late({ counted } = {}) {
