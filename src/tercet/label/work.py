@@ -249,7 +249,7 @@ def report(conn: Connection, now: int, person: Person, assignment_id: str, reaso
     ).scalar_one()
     held = False
     if reports >= row.settings["hold_after_reports"]:
-        why = f"reported by {reports} labelers"
+        why = f"reports: {reports}"
         holding = update(item).where(item.c.id == row.item_id, item.c.state == "open")
         held = conn.execute(holding.values(state="held", held_reason=why)).rowcount == 1
     body = {"assignment_id": row.id, "reason": reason, "reports": reports, "held": held}
