@@ -151,7 +151,7 @@ def _add(
     _add_items(conn, now, found, records, names)
     items = _items(conn, project_id, list(names.values()))
     labelers: dict[tuple[str | None, str], str] = {}
-    versions: dict[frozenset[str], int] = {}
+    versions: dict[frozenset[str], tuple[LabelSchema, int]] = {}
     given: dict[str, int] = {}
     for record in records:
         told = details.get((found.kind, record.id), {})
@@ -162,7 +162,7 @@ def _add(
         flags = _flags(record)
         if flags not in versions:
             versions[flags] = _version(conn, found, flags, told, fresh and not versions)
-        schema, version = _read_version(conn, project_id, versions[flags])
+        schema, version = versions[flags]
         payload = check_payload(
             found.kind,
             _payload(record, told, replies),
@@ -333,8 +333,8 @@ def _version(
     flags: frozenset[str],
     told: Mapping[str, Any],
     make_current: bool,
-) -> int:
-    """The number of a version of the questions that asks exactly `flags`."""
+) -> tuple[LabelSchema, int]:
+    """A version of the questions that asks exactly `flags`, and its number."""
     t = tables.label_schema
     rows = conn.execute(
         select(t.c.version, t.c.body).where(t.c.project_id == found.id).order_by(t.c.version)
@@ -342,7 +342,7 @@ def _version(
     for row in rows:
         schema = LabelSchema.model_validate(row.body)
         if {flag.id for flag in schema.reply_flags} == flags:
-            return row.version
+            return schema, row.version
     known = {flag.id: flag for flag in (*DEFAULT.reply_flags, *found.schema.reply_flags)}
     prompt_flags = {flag.id: flag for flag in (*DEFAULT.prompt_flags, *found.schema.prompt_flags)}
     asked = sorted(flags, key=lambda name: (name not in known, list(known).index(name)
@@ -370,13 +370,7 @@ def _version(
             .where(tables.project.c.id == found.id)
             .values(schema_version=version)
         )
-    return version
-
-
-def _read_version(conn: Connection, project_id: str, version: int) -> tuple[LabelSchema, int]:
-    t = tables.label_schema
-    query = select(t.c.body).where(t.c.project_id == project_id, t.c.version == version)
-    return LabelSchema.model_validate(conn.execute(query).scalar_one()), version
+    return schema, version
 
 
 def _payload(record: Record, told: Mapping[str, Any], replies: Mapping[str, str]) -> dict[str, Any]:
