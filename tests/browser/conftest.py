@@ -1,6 +1,9 @@
 """A real Chromium, watched: console errors, policy violations and foreign requests fail a test."""
 
 import os
+import signal
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +11,11 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Playwright, sync_playwright
+
+from tests.browser.harness import Served
+from tests.label.conftest import postgres_server, postgres_url
+
+__all__ = ["postgres_server", "postgres_url"]
 
 ARGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -100,3 +108,75 @@ def new_context(browser: Browser, watch: Watch) -> Iterator[Callable[..., Browse
     yield make
     for context in made:
         context.close()
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest) -> str | None:
+    """None for SQLite; parametrised with "postgresql", the address of an empty database."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return None
+    return request.getfixturevalue("postgres_url")
+
+
+BOTH = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+"""Once on SQLite, once on PostgreSQL with four workers."""
+
+
+@pytest.fixture
+def serve(tmp_path: Path, database: str | None) -> Iterator[Callable[..., Served]]:
+    """`serve(records, *flags)` starts a server; at the end its audit trail must fit its rows."""
+    made: list[Served] = []
+
+    def start(records: Any, *flags: str) -> Served:
+        folder = tmp_path / f"server{len(made)}"
+        folder.mkdir()
+        made.append(Served(folder, records, *flags, database=database))
+        return made[-1]
+
+    yield start
+    for served in made:
+        with served:
+            pass
+
+
+class Killable:
+    """A Chromium of its own process group and folder, which can be killed like by a power cut."""
+
+    def __init__(self, playwright: Playwright, folder: Path, watch: Watch) -> None:
+        port = folder / "DevToolsActivePort"
+        port.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [chromium(), *ARGS, f"--user-data-dir={folder}", "--remote-debugging-port=0"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 20
+        while not (port.exists() and port.read_text().count("\n")):
+            assert time.monotonic() < end, "Chromium did not start"
+            time.sleep(0.02)
+        address = f"http://127.0.0.1:{port.read_text().split()[0]}"
+        self.browser = playwright.chromium.connect_over_cdp(address)
+        self.context = self.browser.contexts[0]
+        watch.follow(self.context)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def killable(
+    playwright: Playwright, tmp_path: Path, watch: Watch
+) -> Iterator[Callable[[], Killable]]:
+    """Starts a Chromium on one folder, again after it was killed."""
+    made: list[Killable] = []
+
+    def start() -> Killable:
+        made.append(Killable(playwright, tmp_path / "chromium", watch))
+        return made[-1]
+
+    yield start
+    for one in made:
+        if one.process.poll() is None:
+            one.kill()

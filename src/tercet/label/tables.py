@@ -283,4 +283,6 @@ chain = Table(
 def insert_new(conn: Connection, table: Table, **values: Any) -> bool:
     """Inserts a row; False when one with the same key is there already."""
     insert = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-    return conn.execute(insert(table).values(**values).on_conflict_do_nothing()).rowcount == 1
+    # RETURNING, because the row count of an INSERT is not known on PostgreSQL.
+    new = insert(table).values(**values).on_conflict_do_nothing().returning(*table.primary_key)
+    return conn.execute(new).first() is not None

@@ -62,6 +62,8 @@ class Journal {
     return new Promise((resolve, reject) => {
       const transaction = db.transaction(names, mode, { durability });
       const request = work(...names.map((name) => transaction.objectStore(name)));
+      // A page that is left now would take an open transaction with it.
+      if (names.length === 1) transaction.commit();
       transaction.oncomplete = () => resolve(request?.result);
       transaction.onabort = () => reject(transaction.error);
     });

@@ -238,23 +238,27 @@ export class Sync extends EventTarget {
     this.#keeping = true;
     do {
       this.#keepAgain = false;
-      const record = {
-        rev: this.#rev,
-        draft: this.#draft,
-        at: Date.now(),
-        active_ms: this.#activeMs(),
-        saved: !this.#dirty,
-      };
-      try {
-        await this.#journal.saveDraft(this.current.id, record, this.#continues);
-        this.#continues = null;
-        this.#trouble = this.#journal.trouble;
-      } catch (error) {
-        this.#troubled(error);
-      }
+      await this.#keepNow();
     } while (this.#keepAgain && this.current);
     this.#keeping = false;
     this.#status();
+  }
+
+  async #keepNow() {
+    const record = {
+      rev: this.#rev,
+      draft: this.#draft,
+      at: Date.now(),
+      active_ms: this.#activeMs(),
+      saved: !this.#dirty,
+    };
+    try {
+      await this.#journal.saveDraft(this.current.id, record, this.#continues);
+      this.#continues = null;
+      this.#trouble = this.#journal.trouble;
+    } catch (error) {
+      this.#troubled(error);
+    }
   }
 
   #pump() {
@@ -322,7 +326,9 @@ export class Sync extends EventTarget {
   }
 
   #flush() {
-    if (!this.#dirty || !this.current || this.#clash || this.#flying === this.#draft) return;
+    if (!this.#dirty || !this.current) return;
+    this.#keepNow();
+    if (this.#clash || this.#flying === this.#draft) return;
     if (!this.#flying) this.#put();
     else {
       // The page may be gone before the reply comes: build on the revision that it will name.
