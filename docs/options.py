@@ -99,7 +99,7 @@ without `select`, the SFT arm is `RUN/sft/model`. With `[data]` in place of `[wo
 | --- | --- |
 | rankings | `RUN/data/rankings.jsonl`, unless there is a `[label]` table |
 | `few_shot` | `RUN/data/demonstrations.jsonl` |
-| `world` | unset |
+| `world` | unset; `[label]` then needs `mode = "people"` |
 | `[eval] judge` | must be set, to "reward" or "rankings" |
 """
 
@@ -113,7 +113,8 @@ ABOUT = {
     "fine-tuning with pretraining text mixed in (InstructGPT C.3). Takes the options of `[sft]`, "
     "and its values where it does not set its own.",
     "sample": "K replies to each prompt, for labelers to rank.",
-    "label": "Rankings by the simulated labelers of the embedded world.",
+    "label": "Rankings, by the simulated labelers of the embedded world or by people "
+    "([labeling.md](labeling.md)).",
     "rm": "Step 2: the reward model.",
     "select": "The epoch of `sft` that the reward model likes best: the SFT arm and baseline.",
     "ppo": "Step 3: PPO against the reward model.",

@@ -14,7 +14,7 @@ STAGES = {
     "sft": "step 1: fine-tune on demonstrations",
     "rl-init": "a second SFT with pretraining text mixed in, where PPO starts",
     "sample": "draw K replies a prompt from one or several policies",
-    "label": "rank the replies with simulated labelers",
+    "label": "rank the replies: people on a page, or simulated labelers",
     "rm": "step 2: train the reward model on rankings",
     "select": "choose the supervised model's epoch by reward",
     "ppo": "step 3: PPO against the reward model",
