@@ -102,8 +102,7 @@ class Page {
       this.save();
     });
     this.stage = h("div", { class: "stage" });
-    // What earlier items left to say stays.
-    this.notice = h("div", { class: "notices" }, ...(this.notice?.children ?? []));
+    this.notice = this.notices();
     if (assignment.amending)
       this.tell("You are changing an answer that you gave before. It is kept; this becomes a new version.");
     if (assignment.state === "expired") this.late();
@@ -377,7 +376,7 @@ class Page {
     }[reason] ?? ["Nothing to do now", "There is no item for you."];
     const again = button("Look again", { class: "primary", onclick: () => this.again() });
     main.replaceChildren(
-      (this.notice = h("div", { class: "notices" }, ...(this.notice?.children ?? []))),
+      (this.notice = this.notices()),
       h("section", { class: "nothing" }, h("h2", {}, title), h("p", {}, text),
         h("div", { class: "actions" }, h("a", { class: "button", href: "/" }, "Home"),
           reason === "amended" ? h("a", { class: "button primary", href: "/history" }, "History") : null,
@@ -400,6 +399,12 @@ class Page {
 
   // What the page has to say
 
+  notices() {
+    // What is said about answers that were handed in stays when the next item comes.
+    const kept = this.notice?.querySelectorAll("[data-about=answer]") ?? [];
+    return h("div", { class: "notices" }, ...kept);
+  }
+
   tell(message, kind = "info", ...more) {
     const root = h("div", { class: `notice ${kind}`, role: kind === "bad" ? "alert" : "status" },
       h("p", {}, message), more,
@@ -412,9 +417,11 @@ class Page {
 
   late({ counted } = {}) {
     if (counted === false)
-      return this.tell("This item was late. Your answer is kept, as an extra one: others had finished it.");
-    if (counted === undefined)
-      this.tell("This item went back to the pool, because it was open for long. Go on: your work is kept and will be accepted.");
+      this.tell("An answer was late: others had finished the item. It is kept as an extra one.")
+        .dataset.about = "answer";
+    else if (counted === undefined)
+      this.tell("This item was open for long and went back to the pool. Go on: your work is kept, " +
+        "and your answer will be accepted.");
   }
 
   conflict(detail) {
@@ -426,10 +433,13 @@ class Page {
 
   refused({ message, errors = [], what, discard }) {
     const words = errors.map((error) => error.message).join("; ") || message;
-    const drop = discard && button("Discard it", { class: "quiet small", onclick: () => discard() });
-    this.tell(what === "answer"
+    const drop = discard && button("Discard it", {
+      class: "quiet small", onclick: () => { discard(); root.remove(); },
+    });
+    const root = this.tell(what === "answer"
       ? `The server did not accept an answer: ${words}. It is kept on this device.`
       : `The server did not store this: ${words}.`, "bad", drop ?? []);
+    if (what === "answer") root.dataset.about = "answer";
   }
 
   status({ state, pending, message }) {
