@@ -119,6 +119,11 @@ def test_a_bug_is_a_plain_500_with_a_reference(caplog):
     assert reference in caplog.text and "secret text" in caplog.text
 
 
+def test_a_path_cannot_forge_a_line_of_the_log(caplog):
+    ask("POST", "/x\nERROR forged", headers={"origin": "https://other.example"})
+    assert "/x\\nERROR forged" in caplog.text and "\nERROR forged" not in caplog.text
+
+
 def test_a_bucket_lets_a_burst_through_and_then_the_rate():
     buckets = Buckets(rate=2, burst=3)
     assert [buckets.wait("a", 0.0) for _ in range(3)] == [0, 0, 0]

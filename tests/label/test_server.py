@@ -3,6 +3,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import httpx2 as httpx
 import pytest
@@ -187,6 +188,22 @@ def test_postgresql_is_served_by_several_processes(start, postgres_url):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_workers_end_when_their_parent_is_killed(start, postgres_url):
+    process, lines = start("--database", postgres_url, "--workers", "2")
+    address = lines[1].split()[1].partition("/join#")[0]
+    httpx.get(f"{address}/healthz", timeout=30)
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        try:
+            httpx.get(f"{address}/healthz", timeout=30)
+        except httpx.TransportError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("the workers still answer")
 
 
 def test_the_server_imports_no_torch():

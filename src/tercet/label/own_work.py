@@ -100,8 +100,7 @@ def stats(conn: Connection, now: int, person: Person) -> dict[str, Any]:
                 "waiting": queue.waiting(conn, project, person),
                 "guidelines_version": project.guidelines_version,
                 "guidelines_read": read.get(project.id),
-                "must_read": bool(project.guidelines.strip())
-                and (read.get(project.id) or 0) < project.guidelines_version,
+                "must_read": project.must_read(read.get(project.id)),
             }
         )
     return {

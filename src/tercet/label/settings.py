@@ -67,6 +67,10 @@ class Project:
     guidelines_version: int
     paused: bool
 
+    def must_read(self, seen: int | None) -> bool:
+        """Are there guidelines of a later version than the one that a labeler confirmed?"""
+        return bool(self.guidelines.strip()) and (seen or 0) < self.guidelines_version
+
 
 def parse(values: Any) -> Settings:
     """Settings from plain values.

@@ -1,6 +1,9 @@
 """The application: one store, the routes, the guard around them."""
 
 import os
+import signal
+import threading
+import time
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -85,5 +88,13 @@ async def on_http(request: Request, error: Exception) -> Response:
 
 def factory() -> Guard:
     """For uvicorn's worker processes: the application that the environment describes."""
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     store = Store.open(os.environ["TERCET_LABEL_STORE"], serving=True, create=False)
     return build(store, os.environ.get("TERCET_LABEL_PUBLIC_URL") or None)
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose parent was killed would hold the port, and nobody would look after it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    signal.raise_signal(signal.SIGTERM)

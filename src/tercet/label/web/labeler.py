@@ -68,23 +68,16 @@ async def home(request: Request) -> Response:
 async def task(request: Request, project_id: str) -> Response:
     def look(conn: Connection, now: int, person: Person) -> tuple[projects.Project, bool]:
         project = projects.get(conn, project_id)
-        return project, _must_read(conn, project, person)
+        table = tables.guidelines_read
+        seen = select(table.c.version).where(
+            table.c.labeler_id == person.id, table.c.project_id == project.id
+        )
+        return project, project.must_read(conn.scalar(seen))
 
     person, (project, must_read) = await read(request, look)
     if must_read:
         return pages.to(f"/guidelines/{project.id}")
     return pages.html("task.html", person, project=project, amend=None)
-
-
-def _must_read(conn: Connection, project: projects.Project, person: Person) -> bool:
-    """Are there guidelines of a version that the labeler has not confirmed?"""
-    table = tables.guidelines_read
-    seen = conn.scalar(
-        select(table.c.version).where(
-            table.c.labeler_id == person.id, table.c.project_id == project.id
-        )
-    )
-    return bool(project.guidelines.strip()) and (seen or 0) < project.guidelines_version
 
 
 @router.get("/amend/{assignment_id}")

@@ -91,7 +91,7 @@ class Guard:
             # Starlette raises again what its handler has answered with a 500.
             answer = None if status else broken(scope)
             reference = scope.get("tercet.reference", "-")
-            log.error("%s %s (%s)", scope["method"], scope["path"], reference, exc_info=error)
+            log.error("%s %a (%s)", scope["method"], scope["path"], reference, exc_info=error)
             if answer:
                 await answer(scope, receive, guarded_send)
         finally:
@@ -105,7 +105,7 @@ class Guard:
             self._refuse_flood(scope, headers)
             if scope["method"] not in SAFE and self._is_foreign(headers):
                 log.warning(
-                    "refused %s %s: Origin %s, host %s; behind a proxy, give its address as "
+                    "refused %s %a: Origin %a, host %a; behind a proxy, give its address as "
                     "--public-url",
                     scope["method"], scope["path"], headers.get("origin"), headers.get("host"),
                 )  # fmt: skip
