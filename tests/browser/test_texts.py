@@ -27,7 +27,7 @@ OVERFLOW = """() => {
   const root = document.scrollingElement;
   const wide = [...document.querySelectorAll("body *")].filter((node) => {
     const box = node.getBoundingClientRect();
-    return box.width && box.right > innerWidth + 1 && !node.closest(".scrolls, .hidden, .skip");
+    return box.width && box.right > innerWidth + 1 && !node.closest(".hidden, .skip");
   });
   return { page: root.scrollWidth - root.clientWidth,
     wide: wide.slice(0, 3).map((node) => node.outerHTML.slice(0, 120)) };
