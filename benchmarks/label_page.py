@@ -59,7 +59,7 @@ class Plan:
     drop: float = 0.08
     duplicate: float = 0.10
     replay: float = 0.05
-    crash: float = 0.05
+    crash: float = 0.12
     stall: float = 0.06
     stall_s: float = 12.0
     skip: float = 0.03
@@ -173,6 +173,7 @@ class Page:
 
     def _compare(self, task: dict[str, Any], newest: int) -> None:
         rev, saved = task["rev"], self.ledger.saved.get(task["id"], {})
+        self.ledger.told["draft as acknowledged"] += rev in saved
         if rev < newest:
             self.ledger.wrong.append(f"draft of {task['id']} went back from {newest} to {rev}")
         if rev in saved and task["draft"] != saved[rev]:
@@ -197,8 +198,8 @@ class Page:
         await self.until("POST", f"{path}/beat", {"active_ms": 1, "opened": True})
         for k in range(1, drafts + 1):
             await asyncio.sleep(self.pause())
-            if not await self.change(task, answer(task, chance, k / drafts)):
-                return
+            if not await self.change(task, answer(task, chance, k / drafts)) or not plan.on:
+                return  # answered elsewhere; or the day is over, and the draft stays
         if plan.on and chance.random() < plan.stall:
             self.ledger.faults["away until the lease was over"] += 1
             await asyncio.sleep(plan.stall_s)
@@ -220,6 +221,7 @@ class Page:
         value = draft(payload, self.name, self.n)
         while True:
             kept = {"rev": self.rev, "draft": value, "saved": False}
+            before = self.ledger.newest(task["id"])
             self.journal.drafts[task["id"]] = kept
             reply = await self.until(
                 "PUT",
@@ -237,15 +239,15 @@ class Page:
                 if reply.status != 409:
                     self.ledger.wrong.append(f"draft of {task['id']}: {reply}")
                 return False
-            self._clashed(task["id"], reply.body)
+            self._clashed(task["id"], reply.body, before)
 
-    def _clashed(self, assignment: str, body: dict[str, Any]) -> None:
+    def _clashed(self, assignment: str, body: dict[str, Any], newest: int) -> None:
         self.rev, theirs = body["rev"], body["draft"]
         stamp = (theirs or {}).get("stamp")
         if stamp and self.seen.get(stamp["page"], 0) < stamp["n"]:
             self.ledger.faults["two pages on one draft"] += 1
             self.seen[stamp["page"]] = stamp["n"]  # "use this": ours, on top of theirs
-        if self.rev < self.ledger.newest(assignment):
+        if self.rev < newest:
             self.ledger.wrong.append(f"conflict on {assignment} names an older draft")
 
     def _saved(self, assignment: str, rev: int, value: Any) -> None:
