@@ -79,8 +79,8 @@ def stats(conn: Connection, now: int, person: Person) -> dict[str, Any]:
         )
     }
     read: dict[str, int] = {
-        project_id: version
-        for project_id, version in conn.execute(
+        row.project_id: row.version
+        for row in conn.execute(
             select(guidelines_read.c.project_id, guidelines_read.c.version).where(
                 guidelines_read.c.labeler_id == person.id
             )
