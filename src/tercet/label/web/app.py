@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from tercet.label.errors import Refused
+from tercet.label.server import collect_rarely
 from tercet.label.store import Store
 from tercet.label.web import admin, labeler, pages
 from tercet.label.web.metrics import Metrics
@@ -35,6 +36,7 @@ def build(store: Store, public_url: str | None = None) -> Guard:
     changes the Host header."""
     app = FastAPI(openapi_url=None, redirect_slashes=False, telemetry=NO_TELEMETRY)
     app.state.store = store
+    app.state.public_url = public_url
     app.state.metrics = Metrics()
     app.router.routes.extend([*labeler.router.routes, *admin.router.routes])
     app.add_api_route("/static/{path:path}", static)
@@ -90,7 +92,9 @@ def factory() -> Guard:
     """For uvicorn's worker processes: the application that the environment describes."""
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     store = Store.open(os.environ["TERCET_LABEL_STORE"], serving=True, create=False)
-    return build(store, os.environ.get("TERCET_LABEL_PUBLIC_URL") or None)
+    application = build(store, os.environ.get("TERCET_LABEL_PUBLIC_URL") or None)
+    collect_rarely()
+    return application
 
 
 def _end_with_parent(parent: int) -> None:
