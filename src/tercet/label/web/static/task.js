@@ -58,7 +58,8 @@ class Page {
       ...(settings.rate ? [new RateView(this)] : []),
       this.letters.length === 2 ? new PairView(this) : new RankView(this),
     ];
-    this.current = this.letters.includes(this.answer.ui.focus) ? this.answer.ui.focus : this.letters[0];
+    const { focus } = this.answer.ui;
+    this.current = this.answer.ui.focus = this.letters.includes(focus) ? focus : this.letters[0];
     this.build();
     const step = this.views.findIndex((view) => view.state === this.answer.ui.step);
     this.enter(this.views[Math.max(step, 0)]);
