@@ -33,7 +33,7 @@ from tercet.stages import label
 from tests.label.test_export import Office
 from tests.toy import stage
 
-PATIENCE = 60  # seconds a started run may take to say something
+PATIENCE = 120  # seconds a started run may take to say something
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -327,6 +327,19 @@ def test_held_out_labelers_and_held_items_do_not_count_for_training(tmp_path):
         )
         found.store.write(lambda conn: projects.hold(conn, office.store.now(), item, "t"))
         assert found.count() == campaign.Count(0, 1)
+
+
+def test_who_wrote_for_a_prompt_is_not_waited_for(tmp_path):
+    with Campaign.open(plain(tmp_path, 2)) as found:
+        office = Office(found.store)
+        writing = office.project("Write", "demonstration")
+        office.add(writing, Prompt(id="p0", text="Prompt 0"))
+        ann = office.person("labeler-1")
+        assert found.count() == campaign.Count(0, 2)
+        office.submit(ann, office.next(ann, writing)[0], {"text": "A reply."})
+        assert found.count() == campaign.Count(0, 1)
+        assert fill(office, found.project_id, ann) == 1
+        assert found.count() == campaign.Count(1, 0)
 
 
 def test_gold_and_tags_reach_the_project(tmp_path):

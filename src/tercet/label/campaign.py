@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, case, func, select, union
 
 from tercet.label import engines, people, projects, server
 from tercet.label.errors import Refused
@@ -23,7 +23,7 @@ from tercet.label.export import export
 from tercet.label.schema import Kind
 from tercet.label.settings import Settings
 from tercet.label.store import Store
-from tercet.label.tables import assignment, item, labeler
+from tercet.label.tables import assignment, item, labeler, project, prompt
 from tercet.records import CandidateSet, InputError, Ranking
 
 CHUNK = 500  # candidate sets in one transaction, so that labelers need not wait for an import
@@ -121,15 +121,12 @@ def count(conn: Connection, project_id: str) -> Count:
     known: dict[str, int] = dict(conn.execute(groups.group_by(labeler.c.group)).all())
     everybody = max(1, sum(known.values()))
     training = max(1, everybody - known.get("heldout", 0))
+    gone = union(_answered(project_id), _authored(project_id)).subquery()
     tried = (
-        select(assignment.c.item_id, func.count().label("people"))
-        .join(labeler, labeler.c.id == assignment.c.labeler_id)
-        .where(
-            assignment.c.project_id == project_id,
-            assignment.c.state.in_(ANSWERED),
-            labeler.c.status != "removed",
-        )
-        .group_by(assignment.c.item_id)
+        select(gone.c.item_id, func.count().label("people"))
+        .join(labeler, labeler.c.id == gone.c.labeler_id)
+        .where(labeler.c.status != "removed")
+        .group_by(gone.c.item_id)
         .subquery()
     )
     held_out = case((item.c.split == "valid", 1), (item.c.split.is_(None), 1), else_=0)
@@ -152,6 +149,26 @@ def count(conn: Connection, project_id: str) -> Count:
         done += items * given
         missing += items * min(need - given, left)
     return Count(done, missing)
+
+
+def _answered(project_id: str) -> Any:
+    """(item, labeler) that are through with each other."""
+    return select(assignment.c.item_id, assignment.c.labeler_id).where(
+        assignment.c.project_id == project_id, assignment.c.state.in_(ANSWERED)
+    )
+
+
+def _authored(project_id: str) -> Any:
+    """(item, labeler) where the labeler wrote a reply to the same prompt in another project."""
+    written, own = item.alias("written"), assignment.alias("own")
+    return (
+        select(item.c.id, own.c.labeler_id)
+        .join_from(item, prompt, prompt.c.id == item.c.prompt_id)
+        .join(written, written.c.external_id == prompt.c.external_id)
+        .join(project, (project.c.id == written.c.project_id) & (project.c.kind == "demonstration"))
+        .join(own, own.c.item_id == written.c.id)
+        .where(item.c.project_id == project_id, own.c.state.in_(("done", "extra")))
+    )
 
 
 def _fill(store: Store, plan: Plan) -> str:
