@@ -43,7 +43,7 @@ class Flag(Model):
 class LabelSchema(Model):
     """The questions of a project: overall quality 1..`rating_max`, and the flags."""
 
-    rating_max: Annotated[int, Field(ge=2, le=9)] = 7
+    rating_max: Annotated[int, Field(ge=2, le=7)] = 7  # records hold 1 to 7
     rating_low: str = "Very bad"
     rating_high: str = "Excellent"
     reply_flags: tuple[Flag, ...] = ()
