@@ -13,6 +13,13 @@ from tercet.label.tables import QUEUED, assignment, insert_new, item
 REPEAT_AFTER = 20  # own answers before the first silent repeat
 FINAL = ("done", "extra", "skipped", "reported")  # this labeler is not asked again
 
+# Made once: an alias copies all columns of its table.
+_MET = assignment.alias("met")
+_OWN = assignment.alias("own")
+_AUTHORED = assignment.alias("authored")
+_WRITTEN = item.alias("written")
+_TWIN = item.alias("twin")
+
 _COLUMNS = (item.c.id, item.c.external_id, item.c.candidate_ids)
 
 
@@ -47,9 +54,8 @@ def choose(
 def others_until(conn: Connection, project: Project, person: Person) -> int | None:
     """When the first lease ends that keeps an item from this labeler; None: there is none."""
     wrote = _wrote_for(conn, project, person)
-    own = assignment.alias("own")
     answered = select(1).where(
-        own.c.item_id == item.c.id, own.c.labeler_id == person.id, own.c.state.in_(FINAL)
+        _OWN.c.item_id == item.c.id, _OWN.c.labeler_id == person.id, _OWN.c.state.in_(FINAL)
     )
     return conn.execute(
         select(func.min(assignment.c.lease_until))
@@ -116,8 +122,7 @@ def _free(project: Project, person: Person, wrote: Sequence[str]) -> list[Column
 
 
 def _not_met(person: Person) -> ColumnElement[bool]:
-    own = assignment.alias("met")
-    met = select(1).where(own.c.item_id == item.c.id, own.c.labeler_id == person.id)
+    met = select(1).where(_MET.c.item_id == item.c.id, _MET.c.labeler_id == person.id)
     return ~met.exists()
 
 
@@ -128,7 +133,7 @@ def _allowed(project: Project, person: Person, wrote: Sequence[str]) -> list[Col
     if person.group == "heldout":
         rules.append(or_(item.c.split.is_(None), item.c.split == "valid"))
     if wrote:
-        prompt, written, own = tables.prompt, item.alias("written"), assignment.alias("authored")
+        prompt, written, own = tables.prompt, _WRITTEN, _AUTHORED
         # Nested, so that the planner goes from the item to its author and not through all that
         # this labeler ever did.
         name = select(prompt.c.external_id).where(prompt.c.id == item.c.prompt_id)
@@ -194,8 +199,7 @@ def _repeat(
 ) -> Row[*tuple[Any, ...]] | None:
     """A new item that shows what this labeler answered longest ago, for them alone; None if they
     have not answered enough, or saw everything twice."""
-    twin = item.alias("twin")
-    repeated = select(1).where(twin.c.repeat_of == item.c.id, twin.c.only_labeler == person.id)
+    repeated = select(1).where(_TWIN.c.repeat_of == item.c.id, _TWIN.c.only_labeler == person.id)
     answered = (
         select(*_COLUMNS, item.c.prompt_id, item.c.split)
         .join_from(assignment, item)

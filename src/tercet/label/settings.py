@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, StrictBool, StrictInt, ValidationError
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, bindparam, select
 
 from tercet.label import tables
 from tercet.label.errors import Refused, not_found
@@ -86,20 +86,28 @@ def parse(values: Any) -> Settings:
         raise Refused(422, "settings", f"{name}: {first['msg']}") from None
 
 
+def _get() -> Select[*tuple[Any, ...]]:
+    t, s, g = tables.project, tables.label_schema, tables.guidelines
+    given = bindparam("project")
+    return (
+        select(t, s.c.body.label("schema"), g.c.text.label("guidelines"))
+        .join_from(t, s, (s.c.project_id == t.c.id) & (s.c.version == t.c.schema_version))
+        .join(g, (g.c.project_id == t.c.id) & (g.c.version == t.c.guidelines_version))
+        .where((t.c.id == given) | (t.c.name == given))
+        .order_by(t.c.id != given)  # an id goes before a name that looks like it
+    )
+
+
+_GET = _get()
+
+
 def get(conn: Connection, project: str) -> Project:
     """The project of that id or name.
 
     Raises:
         Refused: 404.
     """
-    t, s, g = tables.project, tables.label_schema, tables.guidelines
-    row = conn.execute(
-        select(t, s.c.body.label("schema"), g.c.text.label("guidelines"))
-        .join_from(t, s, (s.c.project_id == t.c.id) & (s.c.version == t.c.schema_version))
-        .join(g, (g.c.project_id == t.c.id) & (g.c.version == t.c.guidelines_version))
-        .where((t.c.id == project) | (t.c.name == project))
-        .order_by(t.c.id != project)
-    ).first()
+    row = conn.execute(_GET, {"project": project}).first()
     if row is None:
         raise not_found("project")
     return Project(
