@@ -192,11 +192,11 @@ def test_the_second_of_two_tabs_gets_the_first_ones_draft_and_loses_nothing(ann,
     assert '"two"' in world.read(lambda conn: conn.scalars(kept).one())
 
 
-@pytest.mark.parametrize("match", [None, "", "x", "-1", '"1', "1.0", "9" * 12])
-def test_a_draft_without_its_revision_is_refused(ann, world, match):
+def test_a_draft_without_its_revision_is_refused(ann, world):
     path = f"/api/assignments/{fetch(ann, world)[0]['id']}/draft"
-    headers = {} if match is None else {"if_match": match}
-    assert ann.call("PUT", path, {"draft": {}}, **headers).status_code in (412, 422)
+    for match in [None, "", "x", "-1", '"1', "1.0", "9" * 12]:
+        headers = {} if match is None else {"if_match": match}
+        assert ann.call("PUT", path, {"draft": {}}, **headers).status_code == 422
 
 
 def test_submit_answers_with_what_comes_next(ann, world):
@@ -225,18 +225,16 @@ def test_an_incomplete_answer_names_its_fields(ann, world):
     assert answer.status_code == 422 and answer.json()["errors"]
 
 
-@pytest.mark.parametrize(
-    "key", ["", "short", "k" * 65, "key 0001", "clé-00001".encode().hex() + "é"]
-)
-def test_a_submit_needs_a_sound_key(ann, world, key):
+def test_a_submit_needs_a_sound_key(ann, world):
     first = fetch(ann, world)[0]
     path = f"/api/assignments/{first['id']}/submit"
-    answer = ann.http.post(
-        path,
-        json=tied(first),
-        headers={"x-csrf-token": ann.csrf, "idempotency-key": key.encode("utf-8")},
-    )
-    assert answer.status_code == 422
+    for key in ["", "short", "k" * 65, "key 0001", "clé-00001"]:
+        answer = ann.http.post(
+            path,
+            json=tied(first),
+            headers={"x-csrf-token": ann.csrf, "idempotency-key": key.encode("utf-8")},
+        )
+        assert answer.status_code == 422
 
 
 def test_skipped_and_reported_items_do_not_come_back(ann, world):
@@ -249,10 +247,10 @@ def test_skipped_and_reported_items_do_not_come_back(ann, world):
     assert first["id"] not in left and second["id"] not in left
 
 
-@pytest.mark.parametrize("reason", [None, "", "  ", 7, "x" * 2001, "half \ud83d", "nul \0"])
-def test_a_reason_is_a_text(ann, world, reason):
+def test_a_reason_is_a_text(ann, world):
     path = f"/api/assignments/{fetch(ann, world)[0]['id']}/skip"
-    assert ann.call("POST", path, {"reason": reason}).status_code == 422
+    for reason in [None, "", "  ", 7, "x" * 2001, "half \ud83d", "nul \0"]:
+        assert ann.call("POST", path, {"reason": reason}).status_code == 422
 
 
 def test_a_beat_keeps_the_lease(ann, world):
@@ -262,17 +260,17 @@ def test_a_beat_keeps_the_lease(ann, world):
     assert answer["state"] == "open" and answer["lease_until"] > first["lease_until"]
 
 
-@pytest.mark.parametrize("active_ms", [-1, 1.5, "1", True, 10**11])
-def test_times_are_whole_numbers(ann, world, active_ms):
+def test_times_are_whole_numbers(ann, world):
     path = f"/api/assignments/{fetch(ann, world)[0]['id']}/beat"
-    assert ann.call("POST", path, {"active_ms": active_ms}).status_code == 422
+    for active_ms in [-1, 1.5, "1", True, 10**11]:
+        assert ann.call("POST", path, {"active_ms": active_ms}).status_code == 422
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"7", b"\xff", b"[" * 100_000])
-def test_a_body_that_is_no_object_is_refused(ann, world, body):
+def test_a_body_that_is_no_object_is_refused(ann, world):
     path = f"/api/assignments/{fetch(ann, world)[0]['id']}/beat"
-    answer = ann.http.post(path, content=body, headers={"x-csrf-token": ann.csrf})
-    assert answer.status_code == 422 and answer.json()["code"] == "bad-request"
+    for body in [b"", b"{", b"[1]", b"7", b"\xff", b"[" * 100_000]:
+        answer = ann.http.post(path, content=body, headers={"x-csrf-token": ann.csrf})
+        assert answer.status_code == 422 and answer.json()["code"] == "bad-request"
 
 
 def test_nothing_is_left_is_said_with_the_reason(site, world, ann):
