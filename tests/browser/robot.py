@@ -13,8 +13,13 @@ ROBOT = """(limit) => {
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
   window.robot = { answered: [], running: true };
   (async () => {
-    while (robot.answered.length < limit && document.body.dataset.state !== "empty") {
-      const { assignment } = document.body.dataset;
+    while (robot.answered.length < limit) {
+      const { assignment, state } = document.body.dataset;
+      if (state === "empty") {
+        if (!document.querySelector("#task").textContent.includes("No connection")) break;
+        await pause(50);
+        continue;
+      }
       const cards = [...document.querySelectorAll("article")]
         .sort((a, b) => a.dataset.letter < b.dataset.letter ? -1 : 1);
       cards.forEach((card, i) => { card.focus(); key(`${i + 1}`); });

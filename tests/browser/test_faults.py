@@ -1,4 +1,4 @@
-"""Acceptance 5 to 9: reloads, kills, no network, repeated requests. Nothing gets lost or doubled."""
+"""Acceptance 5 to 9: reloads, kills, no network, repeated requests; nothing lost or doubled."""
 
 import random
 import time
@@ -73,8 +73,9 @@ def test_a_reload_after_every_action_changes_nothing(
 
 
 def test_text_typed_just_before_the_browser_is_killed_is_there_again(
-    serve: Callable[..., Served], killable: Callable[[], Killable]
+    serve: Callable[..., Served], killable: Callable[[], Killable], watch: Watch
 ) -> None:
+    watch.allow("Failed to load resource: net::ERR_CONNECTION")
     served = serve([Prompt(id="p0", text="Tell a story.")])
     first = killable()
     task = Task(join(first.context, served.labeler))
@@ -83,7 +84,9 @@ def test_text_typed_just_before_the_browser_is_killed_is_there_again(
     time.sleep(0.2)
     first.kill()
     served.start()
-    task = Task(_page(killable(), f"{served.url}/"))
+    # Chromium writes cookies every half minute, so this one is lost: the new link is for the same
+    # labeler, and the journal is theirs.
+    task = Task(join(killable().context, served.labeler))
     assert task.page.locator("#reply").input_value() == "Once upon a time"
     task.wait_saved()
     assert served.assignment(task.assignment).draft["payload"]["text"] == "Once upon a time"
@@ -100,12 +103,6 @@ def test_the_server_has_text_200_ms_later_too(
     time.sleep(0.2)
     first.kill()
     assert served.assignment(assignment).draft["payload"]["text"] == "Once upon a time"
-
-
-def _page(browser: Killable, url: str) -> Page:
-    page = browser.context.new_page()
-    page.goto(url)
-    return page
 
 
 def test_a_server_killed_at_random_points_of_100_submits_loses_and_doubles_none(

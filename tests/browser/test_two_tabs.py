@@ -101,6 +101,6 @@ def test_an_answer_given_in_the_other_tab_is_not_replaced(
     second.write("too late")
     expect(second.page.locator(".notice.bad")).to_contain_text("submitted already")
     second.submit()
-    expect(second.page.locator(".notice.bad")).to_contain_text("kept on this device")
+    expect(second.page.locator(".notice.bad").last).to_contain_text("kept on this device")
     (answer,) = served.answers()
     assert answer.payload["text"] == "submitted"
