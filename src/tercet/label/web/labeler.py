@@ -158,10 +158,10 @@ async def as_markdown(request: Request, assignment_id: str) -> Response:
 @router.put("/api/assignments/{assignment_id}/draft")
 async def save_draft(request: Request, assignment_id: str) -> Response:
     """Acknowledged after its commit, which is not fsynced: the browser's journal has it too."""
-    match = re.fullmatch(r'"?(\d{1,9})"?', request.headers.get("if-match", ""))
+    match = re.fullmatch(r'[0-9]{1,9}|"[0-9]{1,9}"', request.headers.get("if-match", ""))
     if match is None:
         raise Refused(422, "bad-request", "If-Match must be the draft's revision")
-    rev = int(match[1])
+    rev = int(match[0].strip('"'))
     given = await session.body(request)
     draft, active_ms = given.get("draft"), session.whole(given, "active_ms")
     if not isinstance(draft, dict):
