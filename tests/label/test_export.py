@@ -356,7 +356,9 @@ def test_a_second_export_and_a_second_restore_change_nothing(full, tmp_path):
         assert fresh.read(audit.head) == before
 
 
-def test_postgresql_exports_the_same_bytes(full, tmp_path, postgres_url):
+@pytest.mark.parametrize("batch", [200, 3])
+def test_postgresql_exports_the_same_bytes(full, tmp_path, postgres_url, monkeypatch, batch):
+    monkeypatch.setattr("tercet.label.export.BATCH", batch)
     one, two = tmp_path / "one", tmp_path / "two"
     export(full.store, one)
     with Store.open(postgres_url) as fresh:

@@ -123,8 +123,8 @@ def answers(
     schemas: dict[tuple[str, int], LabelSchema] = {}
     asks_flags = {id_: projects.get(conn, id_).settings.rate for id_ in project_ids}
     previous = ""
-    result = conn.execution_options(yield_per=BATCH).execute(
-        _query(conn, project_ids, gold, repeats)
+    result = conn.execute(
+        _query(conn, project_ids, gold, repeats), execution_options={"yield_per": BATCH}
     )
     for rows in result.partitions():
         texts = _candidates(conn, rows)
@@ -367,8 +367,8 @@ def preference_pairs(record: Demonstration | Ranking) -> Iterator[dict[str, Any]
 def _write_events(conn: Connection, path: Path) -> dict[str, Any]:
     """The chain: `body` is the text that was hashed."""
     with _Lines(path) as lines:
-        rows = conn.execution_options(yield_per=1000).execute(select(event).order_by(event.c.seq))
-        for row in rows:
+        query = select(event).order_by(event.c.seq)
+        for row in conn.execute(query, execution_options={"yield_per": BATCH}):
             lines.add(_json(dict(row._mapping)))
     return lines.facts
 
