@@ -227,8 +227,9 @@ class Page {
       this.refresh();
       this.save();
     }
-    if (this.view.state === "rank") this.focus(focus, true, true);
     if (message) say(message);
+    // Last, because it asks for positions: everything before it is laid out once.
+    if (this.view.state === "rank") this.focus(focus, true, true);
   }
 
   type(path, value) {
