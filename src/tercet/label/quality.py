@@ -173,12 +173,15 @@ def measure(
 
 def _alphas(shared: Answers, collected: Collected, flags: Sequence[str]) -> Alphas:
     pairs = pairs_of(shared)
-    outcome = pairs.outcome.astype(np.float64)
+    # Which reply of a pair comes first is arbitrary: counted both ways, so that alpha is the same
+    # for either choice, also where the item lists one policy always first.
+    unit = np.concatenate([2 * pairs.unit, 2 * pairs.unit + 1])
+    outcome = np.concatenate([pairs.outcome, -pairs.outcome]).astype(np.float64)
     items = {shared.items[index] for index in np.unique(shared.item)}
     answers = [answer for answer in collected.plain if answer.item in items]
     return Alphas(
         ratings=rating_alpha(shared),
-        ranks=alpha(pairs.unit, outcome, "nominal"),
-        ranks_ordinal=alpha(pairs.unit, outcome, "ordinal"),
+        ranks=alpha(unit, outcome, "nominal"),
+        ranks_ordinal=alpha(unit, outcome, "ordinal"),
         flags=flag_agreement(answers, flags),
     )
