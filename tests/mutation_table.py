@@ -19,6 +19,22 @@ class Mutation:
 OBJECTIVES = "src/tercet/objectives.py"
 STATISTICS = "src/tercet/statistics.py"
 OPTIM = "src/tercet/model/optim.py"
+WORK = "src/tercet/label/work.py"
+DRAFTS = "src/tercet/label/drafts.py"
+ASSIGNMENT = "src/tercet/label/assignment.py"
+QUEUE = "src/tercet/label/queue.py"
+PEOPLE = "src/tercet/label/people.py"
+IMPORTING = "src/tercet/label/importing.py"
+SCHEMA = "src/tercet/label/schema.py"
+AUDIT = "src/tercet/label/audit.py"
+WRITER = "src/tercet/label/writer.py"
+GUARD = "src/tercet/label/web/security.py"
+SESSION = "src/tercet/label/web/session.py"
+ANSWERS = "tests/label/test_work.py"
+GIVING = "tests/label/test_assignment.py"
+JOINING = "tests/label/test_people.py"
+CHAIN = "tests/label/test_audit.py"
+GUARDING = "tests/label/test_guard.py tests/label/test_security.py"
 EQUATIONS = "tests/test_objectives.py"
 RANKING = "tests/test_ranking_loss.py"
 LOSSES = "tests/test_ppo_losses.py"
@@ -1303,5 +1319,194 @@ MUTATIONS: list[Mutation] = [
         "RunDir(folder / stage).done() is None:",
         "False:",
         RECIPES,
+    ),
+    Mutation(
+        "a late answer counts beyond the quota",
+        WORK,
+        "free = item.c.done + item.c.leased < item.c.need",
+        "free = item.c.done >= 0",
+        ANSWERS,
+    ),
+    Mutation(
+        "another answer to a done item is taken as the first",
+        WORK,
+        "if latest.payload != stored:",
+        "if False:",
+        ANSWERS,
+    ),
+    Mutation(
+        "late answers are not said to be late",
+        WORK,
+        "late = now > row.lease_until\n    about",
+        "late = False\n    about",
+        ANSWERS,
+    ),
+    Mutation(
+        "one report more before an item is held",
+        WORK,
+        'reports >= row.settings["hold_after_reports"]',
+        'reports > row.settings["hold_after_reports"]',
+        ANSWERS,
+    ),
+    Mutation(
+        "a skipped item stays leased",
+        WORK,
+        '    if row.state == "open":\n        take_back(conn, row.item_id)',
+        '    if row.state == "open":\n        pass',
+        ANSWERS,
+    ),
+    Mutation(
+        "the second tab overwrites the first",
+        DRAFTS,
+        "if stored == draft:",
+        "if True:",
+        ANSWERS,
+    ),
+    Mutation(
+        "drafts of any size",
+        DRAFTS,
+        "> DRAFT_LIMIT:",
+        "> 10**12:",
+        ANSWERS,
+    ),
+    Mutation(
+        "leases never end",
+        ASSIGNMENT,
+        "assignment.c.lease_until <= now)",
+        "assignment.c.lease_until <= 0)",
+        GIVING,
+    ),
+    Mutation(
+        "items promised without limit",
+        ASSIGNMENT,
+        '.where(item.c.id == item_id, item.c.state == "open", _wanted())',
+        '.where(item.c.id == item_id, item.c.state == "open")',
+        GIVING,
+    ),
+    Mutation(
+        "replies always shown in one order",
+        ASSIGNMENT,
+        "for place in sorted(places, key=drawn.__getitem__)]",
+        "for place in places]",
+        GIVING,
+    ),
+    Mutation(
+        "held-out labelers see training items",
+        QUEUE,
+        'if person.group == "heldout":',
+        "if False:",
+        GIVING,
+    ),
+    Mutation(
+        "an item twice to one labeler",
+        QUEUE,
+        "        QUEUED,\n        _not_met(person),",
+        "        QUEUED,",
+        GIVING,
+    ),
+    Mutation(
+        "no gold items",
+        QUEUE,
+        "if drawn < chosen.gold_share:",
+        "if False:",
+        GIVING,
+    ),
+    Mutation(
+        "invite links work twice",
+        PEOPLE,
+        "if used.rowcount == 0:",
+        "if False:",
+        JOINING,
+    ),
+    Mutation(
+        "invite links never expire",
+        PEOPLE,
+        "found.expires_at <= now",
+        "False",
+        JOINING,
+    ),
+    Mutation(
+        "removed labelers keep their session",
+        PEOPLE,
+        '            labeler.c.status == "active",\n',
+        "",
+        JOINING,
+    ),
+    Mutation(
+        "replies that name their maker are shown",
+        IMPORTING,
+        '"state": "held" if told else "open"',
+        '"state": "open"',
+        "tests/label/test_projects.py",
+    ),
+    Mutation(
+        "held-out prompts need one answer",
+        IMPORTING,
+        'if split == "valid":',
+        "if False:",
+        "tests/label/test_projects.py",
+    ),
+    Mutation(
+        "not answered becomes no",
+        SCHEMA,
+        "given.get(name) if name in asked else None",
+        "given.get(name) or False",
+        "tests/label/test_schema.py",
+    ),
+    Mutation(
+        "a ranking may leave replies out",
+        SCHEMA,
+        "if missing := len(set(candidate_ids) - set(placed)):",
+        "if missing := 0:",
+        "tests/label/test_schema.py",
+    ),
+    Mutation(
+        "an edited event passes",
+        AUDIT,
+        "if found != row.hash:",
+        "if False:",
+        CHAIN,
+    ),
+    Mutation(
+        "an edited answer passes",
+        AUDIT,
+        "if known[1] != sha256(canonical(row.payload)):",
+        "if False:",
+        CHAIN,
+    ),
+    Mutation(
+        "submits are not flushed to the disk",
+        WRITER,
+        '"FULL" if any(job.durable for job in group) else "NORMAL"',
+        '"NORMAL"',
+        "tests/label/test_store.py",
+    ),
+    Mutation(
+        "requests of other sites pass",
+        GUARD,
+        'if scope["method"] not in SAFE and self._is_foreign(headers):',
+        "if False:",
+        GUARDING,
+    ),
+    Mutation(
+        "a body without its length may be of any size",
+        GUARD,
+        "if received > limit:",
+        "if False:",
+        GUARDING,
+    ),
+    Mutation(
+        "no CSRF token is needed",
+        SESSION,
+        'if not hmac.compare_digest(given.encode("utf-8", "replace"), person.csrf.encode()):',
+        "if False:",
+        GUARDING,
+    ),
+    Mutation(
+        "labelers may open admin pages",
+        SESSION,
+        "if role is not None and person.role != role:",
+        "if False:",
+        GUARDING,
     ),
 ]
