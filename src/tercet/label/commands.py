@@ -228,7 +228,8 @@ def status(chosen: options.Status, _: list[str]) -> int:
 
     with _open(chosen, resolve(chosen.source), create=False) as store:
         tables_ = store.read(lambda conn: [_projects_table(conn), _people_table(conn)])
-    console = Console()
+    # Names are text, whatever brackets and colons are in them.
+    console = Console(markup=False, emoji=False, highlight=False)
     for table in tables_:
         console.print(table)
     return 0
