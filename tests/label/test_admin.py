@@ -406,3 +406,10 @@ def test_hostile_text_stays_text_on_every_page(sqlite_store):
         assert "<script>alert" not in page.text and "<img" not in page.text, path
         assert "&lt;script&gt;" in page.text, path
         assert "style=" not in page.text, path
+
+
+def test_a_link_bears_the_public_address(sqlite_store):
+    site = Site(sqlite_store, "https://labels.example.org")
+    boss = site.person("boss", "admin")
+    page = boss.form("/admin/people/invite", {"name": "zoe"}, origin="https://labels.example.org")
+    assert "https://labels.example.org/join#" in page.text

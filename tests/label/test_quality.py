@@ -495,3 +495,15 @@ def test_ten_thousand_answers_are_measured_in_a_second():
     start = time.perf_counter()
     measured(answers)
     assert time.perf_counter() - start < 2.0  # 0.2 s alone on two cores
+
+
+def test_alpha_of_pairs_does_not_ask_which_reply_is_listed_first():
+    # One policy always listed first and nearly always best: agreement is still agreement.
+    answers = [Answer(n, name, [1, 2]) for n in range(20) for name in ("ann", "bob")]
+    answers += [Answer("split", "ann", [1, 2]), Answer("split", "bob", [2, 1])]
+    turned = [
+        Answer(a.item, a.labeler, a.ranks[::-1] if a.item in range(10) else a.ranks)
+        for a in answers
+    ]
+    assert measured(answers).alphas.ranks == pytest.approx(measured(turned).alphas.ranks)
+    assert measured(answers).alphas.ranks > 0.85

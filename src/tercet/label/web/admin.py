@@ -291,7 +291,7 @@ async def invite(request: Request) -> Response:
         return id_, people.invite(conn, now, id_, days, actor=person.id)
 
     id_, token = await _write(request, fields, job)
-    base = getattr(request.app.state, "public_url", None) or str(request.base_url)
+    base = request.app.state.public_url or str(request.base_url)
     link = f"{base.rstrip('/')}/join#{token}"
     return await _people_page(request, link=link, invited=id_, days=days)
 
