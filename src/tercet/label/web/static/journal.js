@@ -63,7 +63,7 @@ class Journal {
       const transaction = db.transaction(names, mode, { durability });
       const request = work(...names.map((name) => transaction.objectStore(name)));
       // A page that is left now would take an open transaction with it.
-      if (names.length === 1) transaction.commit();
+      if (names.length === 1) transaction.commit?.();
       transaction.oncomplete = () => resolve(request?.result);
       transaction.onabort = () => reject(transaction.error);
     });

@@ -53,6 +53,7 @@ export class Sync extends EventTarget {
   #continues = null; // the page whose journal entry our draft continues
   #dirty = false; // the server does not have #draft
   #flying = null; // the draft that is on its way
+  #putting = Promise.resolve(); // until it is there: an answer must not overtake it
   #sentAt = -Infinity;
   #putTimer = 0;
   #clash = false;
@@ -265,7 +266,7 @@ export class Sync extends EventTarget {
     if (!this.current || !this.#dirty || this.#flying || this.#clash) return;
     if (this.#retryTimer || this.#refusal?.draft === this.#draft) return;
     const wait = this.#sentAt + PUT_EVERY_MS - performance.now();
-    if (wait <= 0) this.#put();
+    if (wait <= 0) this.#putting = this.#put();
     else {
       clearTimeout(this.#putTimer);
       this.#putTimer = setTimeout(() => this.#pump(), wait);
@@ -329,7 +330,7 @@ export class Sync extends EventTarget {
     if (!this.#dirty || !this.current) return;
     this.#keepNow();
     if (this.#clash || this.#flying === this.#draft) return;
-    if (!this.#flying) this.#put();
+    if (!this.#flying) this.#putting = this.#put();
     else {
       // The page may be gone before the reply comes: build on the revision that it will name.
       const body = { draft: this.#draft, active_ms: this.#activeMs() };
@@ -373,6 +374,7 @@ export class Sync extends EventTarget {
     };
     try {
       await this.#journal.enqueue(entry);
+      this.#pending += 1;
     } catch (error) {
       this.#troubled(error);
       await this.#sendNow(entry); // throws: the assignment stays open and the page says why
@@ -382,13 +384,14 @@ export class Sync extends EventTarget {
     this.current = null;
     this.#dirty = false;
     this.#refusal = null;
-    const sent = this.#drain();
+    const sent = this.#putting.then(() => this.#drain());
     if (this.#only || !this.#ahead.length) await sent;
     return this.#only ? {} : this.next();
   }
 
   async #sendNow(entry) {
     try {
+      await this.#putting;
       this.#settled(entry, await this.#send(entry));
       this.#worked();
     } catch (error) {
