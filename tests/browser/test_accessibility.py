@@ -94,7 +94,7 @@ def pages(browser: Browser, site: Site) -> Iterator[dict[str, Page]]:
         context.add_init_script(AXE)
     people: dict[str, Account | None] = {"labeler": site.ann, "admin": site.admin, "nobody": None}
     yield {
-        who: site.live.page(context, account) if account else context.new_page()
+        who: site.live.page(context, account, "/join") if account else context.new_page()
         for (who, account), context in zip(people.items(), contexts, strict=True)
     }
     for context in contexts:

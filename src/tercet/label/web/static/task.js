@@ -474,6 +474,7 @@ async function start() {
     link.addEventListener("click", () => page.view && page.keys.help());
   listen(page, keys);
   window.tercet = {
+    settling: () => page.view && performance.now() - page.shownAt < SETTLE_MS,
     state: () => page.view && {
       assignment: page.assignment.id, payload: page.answer.payload(), step: page.view.state,
       slots: page.answer.value.slots, focus: page.current, undo: page.answer.past.length,
