@@ -212,6 +212,8 @@ def test_a_reply_that_names_its_maker_holds_its_item(store):
         "s2": "reply s2/0 names its maker: secret-policy-0",
         "s3": None,
     }
+    states = {item.external_id: item.state for item in world.items()}
+    assert states == {"s0": "held", "s1": "held", "s2": "held", "s3": "open"}
 
 
 def test_the_same_prompts_are_held_out_as_by_the_label_stage(store):
