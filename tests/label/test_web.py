@@ -5,6 +5,7 @@ from sqlalchemy import select, update
 
 from tercet.label import people, projects, tables
 from tercet.label.errors import Refused
+from tercet.label.web.assets import FOLDER, slim
 from tests.label.client import HTML, Site, Visitor
 from tests.label.world import Clock, ranking_world, writing_world
 
@@ -357,6 +358,36 @@ def test_static_files_are_kept_for_ever_under_their_version(ann):
     assert "immutable" in answer.headers["cache-control"]
     again = ann.get(address, **{"if-none-match": answer.headers["etag"]})
     assert again.status_code == 304 and again.content == b""
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [("br, gzip", True), ("gzip;q=0.5", True), ("gzip; q=0", False), ("identity", False)],
+)
+def test_static_files_are_compressed_for_who_takes_it(ann, accepted, packed):
+    plain = ann.get("/static/task.js", **{"accept-encoding": "identity"})
+    answer = ann.get("/static/task.js", **{"accept-encoding": accepted})
+    assert answer.text == plain.text
+    assert (answer.headers.get("content-encoding") == "gzip") is packed
+    assert (answer.headers["etag"] != plain.headers["etag"]) is packed
+    assert answer.headers["vary"] == "Accept-Encoding"
+    if packed:
+        assert int(answer.headers["content-length"]) < int(plain.headers["content-length"]) / 2
+
+
+def test_slim_scripts_keep_their_lines_and_their_strings():
+    source = "// What it does\nf(\n  1, // one\n  'a // b', // 'kept'\n/** And\n  more. */\n);\n"
+    assert slim(source, ".js") == "\nf(\n1,\n'a // b', // 'kept'\n\n\n);\n"
+
+
+def test_slim_style_sheets():
+    assert slim("a {\n  /* one\n  two */ b: c; /* d */\n}\n", ".css") == "a {\n\nb: c;\n}\n"
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.js")), ids=lambda path: path.name)
+def test_no_script_has_a_string_over_several_lines(path):
+    """`slim` would change it."""
+    assert [line for line in path.read_text().splitlines() if line.count("`") % 2] == []
 
 
 @pytest.mark.parametrize("path", ["style.css", "000000000000/style.css"])

@@ -51,7 +51,7 @@ def build(store: Store, public_url: str | None = None) -> Guard:
 
 
 async def static(request: Request, path: str) -> Response:
-    return pages.assets().answer(path, request.headers.get("if-none-match"))
+    return pages.assets().answer(path, request.headers)
 
 
 async def favicon() -> Response:
