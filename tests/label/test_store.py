@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import func, insert, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from tercet.label import audit, engines
 from tercet.label.errors import Refused
@@ -101,8 +101,6 @@ def test_a_store_opened_again_is_the_same_store(store):
     where = store.path or store._engine.url.render_as_string(hide_password=False)
     store.write(note("kept"))
     with Store.open(where, create=False) as again:
-        assert again.secret() == store.secret()
-        assert len(again.secret()) == 64
         assert again.read(refs) == ["kept"]
 
 
@@ -492,10 +490,47 @@ def test_the_driver_for_postgresql_may_be_missing(monkeypatch):
 def test_two_processes_may_make_one_postgresql_store_at_once(postgres_url):
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(Store.open, [postgres_url] * 4))
-    secrets = {store.secret() for store in stores}
+    heads = [store.read(audit.head) for store in stores]
     for store in stores:
         store.close()
-    assert len(secrets) == 1
+    assert set(heads) == {(0, audit.START)}
+
+
+def test_a_read_sees_one_state_of_the_store_while_others_write(store):
+    def twice(conn):
+        before = refs(conn)
+        store.write(note("meanwhile"))
+        return before, refs(conn), audit.verify(conn)
+
+    assert store.read(twice) == ([], [], [])
+    assert store.read(refs) == ["meanwhile"]
+
+
+def test_reads_cannot_write(store):
+    with pytest.raises((DBAPIError, Refused), match=r"read-?only"):
+        store.read(note("smuggled"))
+
+
+def test_two_who_add_the_same_at_once_on_postgresql_both_get_it(postgres_store):
+    meet = threading.Barrier(2, timeout=10)
+    tries = Counter()
+
+    def add(name):
+        def work(conn):
+            tries[name] += 1
+            if found := conn.scalar(select(meta.c.value).where(meta.c.key == "same")):
+                return found
+            if tries[name] == 1:
+                meet.wait()
+            conn.execute(insert(meta).values(key="same", value=name))
+            return name
+
+        return work
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(postgres_store.write, [add("a"), add("b")])
+    assert one == two
+    assert sum(tries.values()) == 3
 
 
 def test_a_postgresql_deadlock_is_tried_again(postgres_store):

@@ -80,8 +80,6 @@ def export(
     (folder / "manifest.json").unlink(missing_ok=True)
 
     def work(conn: Connection) -> dict[str, Any]:
-        if conn.dialect.name == "postgresql":
-            conn = conn.execution_options(isolation_level="REPEATABLE READ")
         chosen = _projects(conn, project)
         files = _write_answers(conn, folder, chosen, pairs, gold, repeats)
         agreement = {

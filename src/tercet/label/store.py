@@ -7,7 +7,6 @@ names = store.read(lambda conn: conn.scalars(select(labeler.c.name)).all())
 
 import asyncio
 import random
-import secrets
 import shutil
 import sqlite3
 import time
@@ -34,6 +33,9 @@ ATTEMPTS = 10  # at one transaction that PostgreSQL calls off because of others
 READERS = 4  # threads that read for the event loop of a SQLite store
 _HEADER = b"SQLite format 3\0"
 _CALLED_OFF = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
+# A unique value: somebody else added the row after this work had looked for it; the next look
+# finds it.
+_THERE_ALREADY = "23505"
 _CREATING = 7_283_746_385  # any number; PostgreSQL lets one process at a time create the tables
 
 
@@ -53,6 +55,9 @@ class Store:
         self.folder = path.parent if path else None
         self.clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000
         self._engine = engine
+        # On PostgreSQL every statement would otherwise see what was committed before it.
+        snapshot = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reading = engine if path else engine.execution_options(**snapshot)
         self._writer = writer
         self._lock: IO[str] | None = None
         threads = READERS if path else engines.CONNECTIONS
@@ -130,7 +135,7 @@ class Store:
             Refused: 503 when the database does not answer, or what `work` raises.
         """
         try:
-            with self._engine.connect() as conn:
+            with self._reading.connect() as conn:
                 return work(conn)
         except (OperationalError, PoolTimeout) as error:
             raise self._refusal(error) from error
@@ -183,10 +188,6 @@ class Store:
             "waiting": writer.waiting,
         }
 
-    def secret(self) -> str:
-        """Random hex digits that stay the same for the life of this store."""
-        return self.read(lambda conn: conn.scalars(_meta("secret")).one())
-
     def close(self) -> None:
         """Finishes what is queued, and lets the file go."""
         self._pool.shutdown()
@@ -209,7 +210,8 @@ class Store:
                 with self._engine.begin() as conn:
                     return work(conn)
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) in _CALLED_OFF:
+                state = getattr(error.orig, "sqlstate", None)
+                if state in _CALLED_OFF or (state == _THERE_ALREADY and attempt == 1):
                     time.sleep(random.uniform(0, 0.01 * 2**attempt))
                 elif isinstance(error, OperationalError) or error.connection_invalidated:
                     raise self._refusal(error) from error
@@ -276,8 +278,7 @@ def _prepare(conn: Connection, shown: str, create: bool) -> None:
         raise InputError(f"{shown} is empty; `tercet label serve` or `import` makes a store there")
     metadata.create_all(conn)
     conn.execute(insert(chain).values(id=1, seq=0, hash=START))
-    rows = {"version": str(STORE_VERSION), "secret": secrets.token_hex(32)}
-    conn.execute(insert(meta), [{"key": key, "value": value} for key, value in rows.items()])
+    conn.execute(insert(meta).values(key="version", value=str(STORE_VERSION)))
 
 
 def _meta(key: str):
