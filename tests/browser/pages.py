@@ -44,7 +44,8 @@ class Task:
     def wait(self, state: str = "", not_: str = "") -> str:
         """Waits for a state (any: ""), and for another assignment than `not_`; returns its id."""
         self.page.wait_for_function(
-            """([state, not]) => { const { state: now, assignment = "" } = document.body?.dataset ?? {};
+            """([state, not]) => {
+               const { state: now, assignment = "" } = document.body?.dataset ?? {};
                return window.tercet && (state ? now === state : now && now !== "loading")
                  && (!not || assignment !== not); }""",
             arg=[state, not_],
