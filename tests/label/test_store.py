@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from tercet.label import audit, engines
+from tercet.label import audit, campaign, engines
 from tercet.label.errors import Refused
 from tercet.label.store import Store
 from tercet.label.tables import QUEUED, event, guidelines_read, item, meta
@@ -595,3 +595,14 @@ def test_sqlite_reads_the_queue_in_the_order_of_its_index(sqlite_store):
 
     (step,) = sqlite_store.read(plan)  # one step: no sorting
     assert "USING INDEX item_queue" in step
+
+
+def test_sqlite_goes_from_a_demonstration_to_the_items_of_its_prompt(sqlite_store):
+    """Through all items of the project, once a demonstration, the count of a campaign took
+    seconds."""
+
+    def plan(conn):
+        statement = campaign._authored("p").compile(conn, compile_kwargs={"literal_binds": True})
+        return [row.detail for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
+
+    assert any("item USING INDEX item_prompt" in step for step in sqlite_store.read(plan))

@@ -167,7 +167,11 @@ def _authored(project_id: str) -> Any:
         .join(written, written.c.external_id == prompt.c.external_id)
         .join(project, (project.c.id == written.c.project_id) & (project.c.kind == "demonstration"))
         .join(own, own.c.item_id == written.c.id)
-        .where(item.c.project_id == project_id, own.c.state.in_(("done", "extra")))
+        .where(
+            item.c.project_id == project_id,
+            prompt.c.project_id == project_id,  # so that it is found by its name
+            own.c.state.in_(("done", "extra")),
+        )
     )
 
 

@@ -18,6 +18,13 @@ EXCERPT = 200  # characters of a prompt in a list
 def history(conn: Connection, now: int, person: Person, limit: int = 50) -> list[dict[str, Any]]:
     """The labeler's last answers, newest first, and whether each may still be amended."""
     p, q = tables.project, tables.prompt
+    # Sorted by ids alone: prompts are looked up for the last ones only.
+    last = (
+        select(assignment.c.id)
+        .where(assignment.c.labeler_id == person.id, assignment.c.state.in_(ANSWERED))
+        .order_by(assignment.c.submitted_at.desc(), assignment.c.id.desc())
+        .limit(limit)
+    )
     rows = conn.execute(
         select(
             assignment.c.id,
@@ -37,9 +44,8 @@ def history(conn: Connection, now: int, person: Person, limit: int = 50) -> list
         .join_from(assignment, item)
         .join(q, q.c.id == item.c.prompt_id)
         .join(p, p.c.id == assignment.c.project_id)
-        .where(assignment.c.labeler_id == person.id, assignment.c.state.in_(ANSWERED))
+        .where(assignment.c.id.in_(last))
         .order_by(assignment.c.submitted_at.desc(), assignment.c.id.desc())
-        .limit(limit)
     )
     return [
         {

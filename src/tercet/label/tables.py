@@ -164,6 +164,7 @@ Index(
     sqlite_where=item.c.gold.is_not(None),
     postgresql_where=item.c.gold.is_not(None),
 )
+Index("item_prompt", item.c.prompt_id)
 Index("item_repeats", item.c.repeat_of, item.c.only_labeler)
 
 labeler = Table(
