@@ -32,7 +32,7 @@ pytestmark = pytest.mark.browser
 
 SECONDS = float(os.environ.get("TERCET_CROWD_S", "20"))
 LABELERS = 50
-PAUSE_S = 0.8  # between two actions of one labeler: 60 requests a second in all
+PAUSE_S = 1.0  # between two actions of one labeler: 50 requests a second in all
 TEXT = ("Reply {j} to {name}. It says what it thinks, at some length, and then once more. " * 110)[
     :8192
 ]
