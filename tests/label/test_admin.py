@@ -13,6 +13,7 @@ from tercet.label.collect import Collected
 from tercet.label.labelers import Person
 from tercet.label.quality import measure, quality
 from tercet.label.web.table import KEYS, sorted_rows
+from tercet.records import Prompt
 from tests.label.client import Site, Visitor
 from tests.label.crowd import crowd
 from tests.label.world import candidate_set, gold_ranking, ranking_world, writing_world
@@ -35,12 +36,15 @@ def boss(site):
     return site.person("boss", "admin")
 
 
-def upload(visitor, world, text, dry_run=False, name="new.jsonl"):
+def upload(visitor, world, text, dry_run=False, name="new.jsonl", prompts=None):
     fields = {"csrf": visitor.csrf, **({"dry_run": "1"} if dry_run else {})}
     return visitor.http.post(
         f"/admin/projects/{world.project_id}/import",
         data=fields,
-        files={"file": (name, text.encode())},
+        files={
+            "file": (name, text.encode()),
+            **({"prompts": ("prompts.jsonl", prompts.encode())} if prompts else {}),
+        },
         headers={"accept": "text/html", "origin": "http://127.0.0.1"},
     )
 
@@ -144,6 +148,27 @@ def test_an_import_is_all_or_nothing(world, boss):
 def test_rankings_become_gold_items(world, boss):
     upload(boss, world, lines(gold_ranking(1)))
     assert [bool(item.gold) for item in world.items()].count(True) == 1
+
+
+def test_users_and_tags_come_from_the_prompts_own_file(world, boss):
+    prompts = lines(
+        Prompt(id="p7", text="Question 7?", user_id="u1", tags=("constraint",)),
+        Prompt(id="gp1", text="Known question 1?", tags=("closed_domain",)),
+    )
+    for text in (lines(candidate_set(7, 3)), lines(gold_ranking(1))):
+        assert "1 new" in upload(boss, world, text, prompts=prompts).text
+    query = select(tables.prompt).where(tables.prompt.c.external_id.in_(["p7", "gp1"]))
+    rows = world.read(lambda conn: conn.execute(query.order_by("external_id")).all())
+    assert [(row.user_id, row.tags) for row in rows] == [
+        (None, ["closed_domain"]),
+        ("u1", ["constraint"]),
+    ]
+
+
+def test_a_broken_file_of_prompts_is_no_import(world, boss):
+    page = upload(boss, world, lines(candidate_set(7, 3)), prompts="{broken\n")
+    assert page.status_code == 422 and "prompts.jsonl:1" in page.text
+    assert len(world.items()) == 3
 
 
 def test_a_broken_line_is_named_with_the_files_own_name(world, boss):

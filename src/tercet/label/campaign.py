@@ -204,7 +204,9 @@ def _fill(store: Store, plan: Plan) -> str:
         )
     if plan.gold:
         left_out += store.write(
-            lambda conn: projects.add_gold(conn, store.now(), project_id, plan.gold).refused
+            lambda conn: (
+                projects.add_gold(conn, store.now(), project_id, plan.gold, tags=plan.tags).refused
+            )
         )
     if left_out:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from tercet.label import options, people, projects, tables
 from tercet.label.audit import head, verify
 from tercet.label.backup import backup
 from tercet.label.errors import Refused
-from tercet.label.schema import Kind
+from tercet.label.schema import Kind, unstorable
 from tercet.label.source import NAMES, Records, Source, asked, load, resolve
 from tercet.label.store import Store
+from tercet.label.writer import refusal
 from tercet.records import InputError, RunFailed, read_lines
+
+LONGEST_DAYS = 3660
+"""Ten years; whoever needs a link for longer makes another one."""
 
 
 def run(sub: str, argv: list[str]) -> int:
@@ -28,11 +33,24 @@ def run(sub: str, argv: list[str]) -> int:
     try:
         return command(chosen, argv)
     except Refused as refused:
+        if refused.status >= 500:
+            raise RunFailed(_trouble(refused)) from None
         raise InputError(refused.message) from None
+    except SQLAlchemyError as error:
+        raise RunFailed(_trouble(refusal(error))) from None
+
+
+def _trouble(refused: Refused) -> str:
+    """What the store's own trouble means at the terminal, where labelers are told otherwise."""
+    if refused.code == "disk-full":
+        return "the disk of the store is full; free some space and run the same command again"
+    if refused.code == "storage":
+        return f"{refused.message}; if `tercet label verify` fails too, restore a backup"
+    return refused.message
 
 
 def _open(chosen: options.Store, source: Source, **how: bool) -> Store:
-    if chosen.database and "://" not in chosen.database:
+    if chosen.database is not None and "://" not in chosen.database:
         raise InputError(
             f"--database {chosen.database!r} is no address; write "
             "postgresql+psycopg://user@host/name"
@@ -80,6 +98,8 @@ def import_(chosen: options.Import, argv: list[str]) -> int:
     from tercet.label.restore import is_export
 
     source = resolve(chosen.source)
+    if not chosen.files:
+        raise InputError("there is nothing to import; name one or more files behind SOURCE")
     if not chosen.gold and is_export(chosen.files[0]):
         return _restore(chosen, source)
     loaded = [(file, load(file, chosen.kind)) for file in chosen.files]
@@ -117,24 +137,27 @@ def _import(
     whole: bool = True,
 ) -> str:
     """Imports in one transaction and says what came of it; `whole`: all rows or none."""
-    users, tags = asked(source.prompts if records.kind in ("rank", "evaluate") else None)
+    users, tags = asked(source.prompts if records.kind != "demonstration" else None)
     guidelines = _text(chosen.guidelines) if chosen.guidelines else None
+    if guidelines is not None and unstorable(guidelines):
+        raise InputError(f"{chosen.guidelines}: holds NUL characters; save it as plain text")
 
     def job(conn: Connection) -> str:
         now = store.now()
         project = _project(conn, now, chosen, argv, records.kind, guidelines)
         rows: Sequence[Any] = records.rows
         if records.kind is None:
-            found = projects.add_gold(conn, now, project.id, rows)
+            found = projects.add_gold(conn, now, project.id, rows, tags=tags)
         elif records.kind == "demonstration":
             found = projects.add_prompts(conn, now, project.id, rows)
         else:
             found = projects.add_candidate_sets(conn, now, project.id, rows, users=users, tags=tags)
         said = f"{project.name}: {_counts(found)}"
+        if found.refused and whole:
+            did = "would be" if dry_run else "was"
+            raise InputError(f"nothing {did} imported: {_some(found.refused)}")
         if dry_run:
             raise _DryRun(f"{said}; nothing was stored")
-        if found.refused and whole:
-            raise InputError(f"nothing was imported: {_some(found.refused)}")
         return f"imported {said}"
 
     try:
@@ -165,6 +188,11 @@ def _project(
             criterion=chosen.criterion,
         )
     project = projects.get(conn, name)
+    if chosen.criterion is not None and project.criterion != chosen.criterion:
+        raise InputError(
+            f"--criterion: the project {name} has another one ({project.criterion or 'none'}), "
+            "which its answers follow; name another project with --project"
+        )
     given = {n: getattr(chosen.settings, n) for n in options.given_settings(argv)}
     projects.set_settings(
         conn, now, project.id, project.settings.model_copy(update=given), "command"
@@ -201,10 +229,13 @@ def _text(path: Path) -> str:
 
 
 def invite(chosen: options.Invite, _: list[str]) -> int:
-    from tercet.label.server import join_link
+    from tercet.label.server import join_link, web_address
 
-    if chosen.days <= 0:
-        raise InputError(f"--days {chosen.days:g}: a link must work for some time")
+    if not 0 < chosen.days <= LONGEST_DAYS:
+        raise InputError(
+            f"--days {chosen.days:g}: a link works for some time, {LONGEST_DAYS} days at most"
+        )
+    url = web_address("--url", chosen.url)
 
     def job(conn: Connection) -> str:
         now = store.now()
@@ -219,7 +250,7 @@ def invite(chosen: options.Invite, _: list[str]) -> int:
         return people.invite(conn, now, labeler_id, chosen.days)
 
     with _open(chosen, resolve(chosen.source), create=False) as store:
-        print(join_link(chosen.url, store.write(job)))
+        print(join_link(url, store.write(job)))
     return 0
 
 

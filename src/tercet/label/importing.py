@@ -101,9 +101,18 @@ def add_prompts(
 
 
 def add_gold(
-    conn: Connection, now: int, project: str, rankings: Sequence[Ranking], actor: str = "command"
+    conn: Connection,
+    now: int,
+    project: str,
+    rankings: Sequence[Ranking],
+    *,
+    tags: Mapping[str, Sequence[str]] | None = None,
+    actor: str = "command",
 ) -> Imported:
     """Adds items whose order is known; labelers meet them among the others and cannot tell.
+
+    tags: prompt id -> tags. An item without tags is asked everything, which would set it apart
+    where the others have tags.
 
     Raises:
         Refused: 404 no such project, 409 a project for demonstrations.
@@ -123,7 +132,12 @@ def add_gold(
             batch.refuse(f"{ranking.id}: all replies tie; a known answer needs an order")
             continue
         bins = [[reply.id for reply in ranking.replies if reply.rank == rank] for rank in ranks]
-        batch.add(name, _Prompt(ranking.prompt_id, ranking.prompt), replies, GOLD_NEED, bins)
+        about = _Prompt(
+            ranking.prompt_id,
+            ranking.prompt,
+            tags=list((tags or {}).get(ranking.prompt_id, ())) or None,
+        )
+        batch.add(name, about, replies, GOLD_NEED, bins)
     return batch.finish(actor, "gold items")
 
 

@@ -124,13 +124,16 @@ def _schema(path: Path) -> str:
             continue
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{path}:{row}: not JSON; mend or delete this line") from None
         return str(value.get("schema")) if isinstance(value, dict) else "none"
     raise InputError(f"{path}: is empty; give a file with records")
 
 
-def asked(prompts: Path | None) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+Asked = tuple[dict[str, str], dict[str, tuple[str, ...]]]
+
+
+def asked(prompts: Path | None) -> Asked:
     """prompt id -> whose it is, so that held-out prompts are chosen by user; prompt id -> tags."""
     if prompts is None:
         return {}, {}

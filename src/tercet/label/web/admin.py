@@ -2,6 +2,8 @@
 
 import hmac
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,7 @@ from tercet.label.errors import Refused
 from tercet.label.export import export
 from tercet.label.people import Person
 from tercet.label.quality import PUBLISHED, Quality, Who, quality
-from tercet.label.source import Records, load
+from tercet.label.source import Asked, Records, asked, load
 from tercet.label.store import Store
 from tercet.label.web import pages, session
 from tercet.label.web.archive import pack
@@ -92,7 +94,8 @@ async def _take_in(request: Request, project_id: str, fields: FormData) -> Respo
     try:
         kind = None if found.kind == "demonstration" else found.kind
         records = await run_in_threadpool(_records, upload, kind)
-        result = await _import(request, fields, found.id, records, dry_run)
+        about = await run_in_threadpool(_asked, fields.get("prompts"))
+        result = await _import(request, fields, found.id, records, about, dry_run)
     except InputError as error:
         return await _project_page(request, project_id, trouble=str(error))
     report = {"file": upload.filename, "dry_run": dry_run, "result": result}
@@ -100,7 +103,24 @@ async def _take_in(request: Request, project_id: str, fields: FormData) -> Respo
 
 
 def _records(upload: UploadFile, kind: Literal["rank", "evaluate"] | None) -> Records:
-    """Reads the upload as a file of the disk is read: same checks, same words."""
+    with _on_disk(upload) as path:
+        try:
+            return load(path, kind)
+        except InputError:
+            return load(path)  # rankings and prompts know their own kind
+
+
+def _asked(upload: Any) -> Asked:
+    """Users and tags by the prompts' own file, which may be left out."""
+    if not isinstance(upload, UploadFile) or not upload.filename:
+        return asked(None)
+    with _on_disk(upload) as path:
+        return asked(path)
+
+
+@contextmanager
+def _on_disk(upload: UploadFile) -> Iterator[Path]:
+    """The upload as a file, to be read as files of the disk are: same checks, same words."""
     name = Path(upload.filename or "").name
     suffix = ".jsonl.gz" if name.endswith(".gz") else ".jsonl"
     with tempfile.TemporaryDirectory() as folder:
@@ -109,10 +129,7 @@ def _records(upload: UploadFile, kind: Literal["rank", "evaluate"] | None) -> Re
             while part := upload.file.read(2**20):
                 file.write(part)
         try:
-            try:
-                return load(path, kind)
-            except InputError:
-                return load(path)  # rankings and prompts know their own kind
+            yield path
         except InputError as error:
             raise InputError(str(error).replace(str(path), name)) from None
 
@@ -125,16 +142,25 @@ class _Rehearsed(Exception):
 
 
 async def _import(
-    request: Request, fields: FormData, project_id: str, records: Records, dry_run: bool
+    request: Request,
+    fields: FormData,
+    project_id: str,
+    records: Records,
+    about: Asked,
+    dry_run: bool,
 ) -> projects.Imported:
+    users, tags = about
+
     def job(conn: Connection, now: int, person: Person) -> projects.Imported:
         rows: Any = records.rows
         if records.kind is None:
-            result = projects.add_gold(conn, now, project_id, rows, actor=person.id)
+            result = projects.add_gold(conn, now, project_id, rows, tags=tags, actor=person.id)
         elif records.kind == "demonstration":
             result = projects.add_prompts(conn, now, project_id, rows, actor=person.id)
         else:
-            result = projects.add_candidate_sets(conn, now, project_id, rows, actor=person.id)
+            result = projects.add_candidate_sets(
+                conn, now, project_id, rows, users=users, tags=tags, actor=person.id
+            )
         if dry_run or result.refused:
             raise _Rehearsed(result)
         return result
