@@ -2,7 +2,7 @@
 // something. Two kinds of failure: the server said no (ApiError), or nobody knows (NetworkError).
 
 const TIMEOUT_MS = 20000;
-const KEEPALIVE_BYTES = 30000; // browsers refuse more than 64 KB in all
+const KEEPALIVE_BYTES = 20000; // browsers refuse more than 64 KB in all that are under way
 
 export class ApiError extends Error {
   constructor(status, body, retryAfter = 0) {
@@ -38,6 +38,7 @@ export class Api {
 
   async #request(method, path, body, headers = {}) {
     const text = body === undefined ? undefined : JSON.stringify(body);
+    const short = text && new TextEncoder().encode(text).length < KEEPALIVE_BYTES;
     let response, answer;
     try {
       response = await fetch(path, {
@@ -49,7 +50,7 @@ export class Api {
         credentials: "same-origin",
         cache: "no-store",
         redirect: "error",
-        keepalive: text?.length < KEEPALIVE_BYTES, // it may outlive the page
+        keepalive: Boolean(short), // it may outlive the page
         signal: AbortSignal.timeout(TIMEOUT_MS),
       });
       answer = await response.text();

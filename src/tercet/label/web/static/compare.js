@@ -16,7 +16,10 @@ export class CompareDialog {
         h("label", { class: "check" }, this.mark, "Mark different words"), this.note,
         button("Close ", { class: "quiet close", onclick: () => this.root.close() }, kbd("Esc"))),
       h("div", { class: "panes" }, this.sides.map((side) => side.root)));
-    this.root.addEventListener("close", () => page.closed());
+    this.root.addEventListener("close", () => {
+      this.root.remove();
+      document.body.dataset.state = page.view.state;
+    });
   }
 
   #side(index) {
@@ -33,7 +36,9 @@ export class CompareDialog {
   open(left, right) {
     this.sides[0].select.value = left;
     this.sides[1].select.value = right;
-    if (!this.root.open) this.root.showModal();
+    document.body.append(this.root);
+    document.body.dataset.state = "compare";
+    this.root.showModal();
     this.show();
     for (const { text } of this.sides) text.scrollTop = 0;
     this.sides[0].text.focus();

@@ -70,17 +70,20 @@ export function showHelp(page, keys) {
   const capture = (name, input) => {
     input.textContent = "press a key";
     note.textContent = "Press the new key. Escape keeps the old one.";
-    input.addEventListener("keydown", (event) => {
-      if (["Shift", "Control", "Alt", "Meta"].includes(event.key)) return;
+    input.onblur = () => {
+      input.textContent = keys.of(name)[0];
+      input.onkeydown = null;
+    };
+    input.onkeydown = (event) => {
+      if (["Shift", "Control", "Alt", "AltGraph", "Meta"].includes(event.key)) return;
       event.preventDefault();
-      event.stopPropagation();
       const key = keyName(event), why = keys.taken(name, key, page.flagKeys);
       note.textContent = why && key !== "Escape" ? `${key}: ${why}.` : "";
-      if (!why && key !== "Escape")
-        keys.set({ map: { ...keys.chosen.map, [name]: key } });
+      if (!why) keys.set({ map: { ...keys.chosen.map, [name]: key } });
+      input.onblur = null;
       draw();
       [...rows.querySelectorAll(".key")].find((b) => b.ariaLabel === input.ariaLabel)?.focus();
-    }, { once: true });
+    };
   };
   const single = h("input", { type: "checkbox", checked: keys.single });
   single.addEventListener("change", () => keys.set({ single: single.checked }));
@@ -134,8 +137,8 @@ export function showConflict({ mine, theirs }, assignment, choose) {
   const pane = (title, text) => h("section", { class: "pane" }, h("header", {}, h("h3", {}, title)),
     h("div", { class: "pane-text", tabindex: "0", role: "region", "aria-label": title }, text));
   const act = (id, label, which, kind) => button(label, { id, class: kind, onclick: () => {
+    root.close(); // first, so that the focus can go where it belongs
     choose(which);
-    root.close();
   } });
   const root = dialog("conflict", "This item was also changed in another tab",
     h("p", { class: "help" }, "Choose the version to go on with. The other one stays in the record."),

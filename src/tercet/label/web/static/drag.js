@@ -24,6 +24,8 @@ export class Drag {
     addEventListener("pointermove", (e) => e.pointerId === this.id && this.move(e), options);
     addEventListener("pointerup", (e) => e.pointerId === this.id && this.end(true), options);
     addEventListener("pointercancel", (e) => e.pointerId === this.id && this.end(false), options);
+    addEventListener("blur", () => this.end(false), options);
+    addEventListener("scroll", () => this.label && this.show(), { ...options, capture: true });
     addEventListener("keydown", (e) => {
       if (e.key === "Escape") this.end(false);
       e.preventDefault();
@@ -47,7 +49,8 @@ export class Drag {
 
   scroll() {
     if (!this.label) return;
-    const top = this.page.pinnedHeight() + EDGE, bottom = innerHeight - this.page.barHeight() - EDGE;
+    const { prompt, bar } = this.page;
+    const top = prompt.height() + EDGE, bottom = innerHeight - bar.offsetHeight - EDGE;
     const by = this.y < top ? -STEP : this.y > bottom ? STEP : 0;
     if (by) {
       const { ranking } = this.view, before = ranking.scrollTop;

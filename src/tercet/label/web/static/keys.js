@@ -19,13 +19,15 @@ export const ACTIONS = [
   ["help", "Keys and settings", ["?"], "rate rank compare write"],
   ["submit", "Next step, then submit", ["Ctrl+Enter"], "rate rank compare write"],
 ];
+const REPEATED = ["next", "prev", "up", "down", "undo", "redo"]; // while the key is held
 const STORED = "tercet.keys";
 
 export function keyName(event) {
   const letter = event.key.length === 1;
   const symbol = letter && event.key.toLowerCase() === event.key.toUpperCase();
   const shift = event.shiftKey && !symbol ? "Shift+" : "";
-  return (event.ctrlKey || event.metaKey ? "Ctrl+" : "") + shift +
+  const control = (event.ctrlKey || event.metaKey) && !event.getModifierState("AltGraph");
+  return (control ? "Ctrl+" : "") + shift +
     (letter ? event.key.toLowerCase() : event.key);
 }
 
@@ -49,6 +51,7 @@ export class Keys {
 
   // Why the key cannot be used for this action, or null.
   taken(name, key, flags) {
+    if (/^(Ctrl\+.*|(Shift\+)?(Tab|Enter|Escape| ))$/.test(key)) return "it has a use of its own";
     if (/^[0-9a-i]$/.test(key) && !(name === "unrank" && key === "0")) return "ranks and replies use it";
     if (flags.includes(key.replace("Shift+", ""))) return "a question uses it";
     const other = ACTIONS.find(([id]) => id !== name && this.of(id).includes(key));
@@ -67,7 +70,7 @@ export class Keys {
   // -> [action, ...arguments] or null
   read(event, flags) {
     const key = keyName(event), { target } = event;
-    if (event.altKey || event.isComposing) return null;
+    if (event.altKey && !event.getModifierState("AltGraph") || event.isComposing) return null;
     const typing = target.matches?.("textarea, input:not([type=radio], [type=checkbox])");
     if (typing && key !== "Ctrl+Enter") return null;
     const native = /^(Shift\+)?(Arrow\w+|Home|End|Enter| )$/.test(key);
@@ -85,7 +88,7 @@ export class Keys {
 
 export function listen(page, keys) {
   document.addEventListener("keydown", (event) => {
-    if (event.defaultPrevented || $("dialog[open]")) return;
+    if (event.defaultPrevented || page.busy || $("dialog[open]")) return;
     const { view } = page;
     if (!view) return;
     const flags = view.keys.flag ? page.flagKeys : [];
@@ -96,7 +99,7 @@ export function listen(page, keys) {
     const act = name === "flag" ? () => {} : view.keys[name] ?? page.keys[name];
     if (!act) return;
     event.preventDefault();
-    if (event.repeat && ["submit", "skip", "report", "help"].includes(name)) return;
+    if (event.repeat && !REPEATED.includes(name)) return;
     act(...rest);
   });
 }

@@ -10,7 +10,7 @@ const VERDICTS = [
 ];
 const NONE = { slots: ["", ""], both_bad: false, strength: null };
 
-export class PairView {
+export class View {
   state = "compare";
 
   constructor(page) {
@@ -57,7 +57,6 @@ export class PairView {
   enter() {
     for (const [letter, { root }] of Object.entries(this.flags))
       this.page.cards[letter].root.append(root);
-    this.update();
   }
 
   decide(number) {
@@ -76,7 +75,7 @@ export class PairView {
   swap() {
     const ui = this.page.answer.ui;
     ui.swapped = !ui.swapped;
-    this.page.change({ swapped: true });
+    this.page.answer.type("swapped", true); // a record, nothing to undo
     this.page.refresh();
     this.page.save();
     this.page.say(`Reply ${ui.swapped ? "B" : "A"} is on the left`);

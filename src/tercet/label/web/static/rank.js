@@ -1,9 +1,9 @@
 // The rank step: unranked replies, and the ranking in bins 1..K.
 import { button, h, kbd, moveTo, plural } from "./dom.js";
-import { Drag } from "./drag.js";
+import { load } from "./parts.js";
 import * as rank from "./rankstate.js";
 
-export class RankView {
+export class View {
   state = "rank";
 
   constructor(page) {
@@ -34,7 +34,6 @@ export class RankView {
         button("Compare ", { class: "quiet", onclick: () => page.compare() }, kbd("v")),
         page.assignment.settings.rate ? this.arrangeButton : null, page.viewButton()),
       this.board);
-    this.drag = new Drag(this, page);
     this.keys = {
       next: () => page.step(1), prev: () => page.step(-1),
       up: () => this.act("move", -1), down: () => this.act("move", 1),
@@ -50,7 +49,7 @@ export class RankView {
   }
 
   enter() {
-    this.update();
+    this.drag ??= load("drag").then(({ Drag }) => new Drag(this, this.page));
   }
 
   act(name, ...rest) {

@@ -2,7 +2,7 @@
 import { $, button, h, kbd, moveTo } from "./dom.js";
 import { FlagList } from "./flags.js";
 
-export class RateView {
+export class View {
   state = "rate";
 
   constructor(page) {
@@ -34,7 +34,6 @@ export class RateView {
 
   enter() {
     for (const letter of this.page.letters) moveTo(this.reading, this.page.cards[letter].root);
-    this.update();
   }
 
   form() {

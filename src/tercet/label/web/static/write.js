@@ -4,7 +4,7 @@ import { h, plural, words } from "./dom.js";
 const LIMIT = 64 * 1024;
 const bytes = (text) => new TextEncoder().encode(text).length;
 
-export class WriteView {
+export class View {
   state = "write";
   keys = {};
 
@@ -37,10 +37,6 @@ export class WriteView {
     count.textContent = `${plural(words(input.value), "word")}, ` +
       `${plural([...input.value].length, "character")}${over > 0 ? `, ${over} bytes too long` : ""}`;
     count.classList.toggle("bad", over > 0);
-  }
-
-  enter() {
-    this.update();
   }
 
   update() {
