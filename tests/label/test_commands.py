@@ -1,4 +1,5 @@
 import re
+import sqlite3
 
 import pytest
 from sqlalchemy import func, select
@@ -8,7 +9,7 @@ from tercet.label import options, projects, tables
 from tercet.label.commands import COMMANDS
 from tercet.label.settings import Settings
 from tercet.label.store import Store
-from tercet.records import Prompt, write_records
+from tercet.records import Demonstration, Prompt, write_records
 from tests.label.world import candidate_set, gold_ranking
 
 
@@ -213,7 +214,14 @@ def test_export_writes_beside_the_store(label, filled):
         (["import", "{c}", "{folder}/gone.jsonl"], "no such file"),
         (["invite", "{c}", "ann"], "there is no store"),
         (["invite", "{c}"], "Missing"),
-        (["invite", "{c}", "ann", "--days", "0"], "a link must work for some time"),
+        (["invite", "{c}", "ann", "--days", "0"], "--days 0: a link works for some time"),
+        (["invite", "{c}", "ann", "--days", "nan"], "--days nan: a link works for some time"),
+        (["invite", "{c}", "ann", "--days", "1e300"], "3660 days at most"),
+        (["invite", "{c}", "ann", "--url", "here"], "--url 'here' is no address"),
+        (["serve", "{c}", "--public-url", "https://[::1"], "--public-url 'https://[::1' is no"),
+        (["serve", "{c}", "--public-url", "https://a:99999"], "is no address"),
+        (["serve", "{c}", "--database", ""], "--database '' is no address"),
+        (["import", "{c}"], "name one or more files"),
         (["status", "{folder}"], "holds neither candidates.jsonl"),
         (["verify", "{c}"], "there is no store"),
         (["import", "{c}", "{c}", "--guidelines", "{folder}/no.md"], "no such file"),
@@ -226,6 +234,66 @@ def test_wrong_input_is_one_line_and_exit_code_2(label, source, argv, said):
     code, _, err = label(*argv)
     assert code == 2 and said in err and err.count("\n") == 1
     assert "secret" not in err
+
+
+def refused(answer, said, code=2):
+    """Nothing but one line about it."""
+    given, out, err = answer
+    return (given, out) == (code, "") and said in err and err.count("\n") == 1
+
+
+def test_a_dry_run_refuses_what_an_import_refuses(label, source):
+    write_records(source, [candidate_set(0), candidate_set(1, k=1)])
+    assert refused(label("import", source, source, "--dry-run"), "nothing would be imported")
+
+
+def test_another_criterion_is_not_ignored(label, filled):
+    answer = label("import", filled, filled, "--criterion", "which is safer")
+    assert refused(answer, "--criterion: the project Rank replies has another one (none)")
+    assert label("import", filled, filled)[0] == 0
+
+
+def test_guidelines_that_are_no_text_are_named(label, source, tmp_path):
+    (tmp_path / "g.md").write_text("a\0b")
+    answer = label("import", source, source, "--guidelines", tmp_path / "g.md")
+    assert refused(answer, f"{tmp_path / 'g.md'}: holds NUL characters")
+
+
+def test_a_person_never_becomes_a_program(label, filled):
+    assert label("invite", filled, "ann")[0] == 0
+    assert refused(label("invite", filled, "ann", "--simulated"), "ann is there as a person")
+
+
+@pytest.mark.parametrize("place", ["c.jsonl", "c.jsonl/deeper"])
+def test_an_export_needs_a_folder(label, filled, place):
+    out = filled.parent / place
+    assert refused(label("export", filled, "--out", out), f"{out}: no folder that can be written")
+
+
+def test_demonstrations_of_elsewhere_are_named_as_they_like(label, tmp_path):
+    row = Demonstration(id="d7", prompt_id="p1", prompt="A question", response="A reply")
+    write_records(tmp_path / "d.jsonl", [row])
+    store, file = tmp_path / "s.sqlite", tmp_path / "d.jsonl"
+    assert label("import", store, file)[:2] == (0, "restored 1 new answers, 0 known, in "
+                                                   "Write replies\n")  # fmt: skip
+    assert "0 new answers, 1 known" in label("import", store, file)[1]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"seed":' + "9" * 5000 + "}"])
+def test_json_that_python_gives_up_on(label, source, line):
+    source.write_text(line + "\n")
+    assert refused(label("import", source.with_suffix(".sqlite"), source), f"{source}:1: not JSON")
+
+
+@pytest.mark.parametrize("sub", ["status", "verify", "export", "invite"])
+def test_a_damaged_store_is_a_failure_with_a_remedy(label, filled, sub):
+    store = filled.with_suffix(".sqlite")
+    with sqlite3.connect(store) as raw:
+        raw.execute("ALTER TABLE labeler RENAME COLUMN name TO names")
+        raw.execute("ALTER TABLE item RENAME COLUMN need TO needs")
+    raw.close()
+    name = ["ann"] if sub == "invite" else []
+    assert refused(label(sub, store, *name), "restore a backup", code=1)
 
 
 def test_a_recipe_still_runs_the_stage(label, tmp_path):

@@ -65,7 +65,7 @@ def _copy(path: Path, target: Path) -> None:
 
 def _refuse_existing(target: Path, overwrite: bool) -> None:
     if target.exists() and not overwrite:
-        raise InputError(f"{target} exists; name another file, or say that it may be replaced")
+        raise InputError(f"{target} exists; name another file, or move that one away")
 
 
 def _place(temporary: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tercet.label import options, people, projects, tables
 from tercet.label.audit import head, verify
 from tercet.label.backup import backup
-from tercet.label.errors import Refused
+from tercet.label.errors import Refused, ended
 from tercet.label.schema import Kind, unstorable
 from tercet.label.source import NAMES, Records, Source, asked, load, resolve
 from tercet.label.store import Store
@@ -35,7 +35,7 @@ def run(sub: str, argv: list[str]) -> int:
     except Refused as refused:
         if refused.status >= 500:
             raise RunFailed(_trouble(refused)) from None
-        raise InputError(refused.message) from None
+        raise ended(refused) from None
     except SQLAlchemyError as error:
         raise RunFailed(_trouble(refusal(error))) from None
 

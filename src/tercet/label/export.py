@@ -15,6 +15,7 @@ stay in the store. Late answers beyond the quota are real answers and are includ
 marks them `extra`. Gold items and silent repeats are left out unless asked for.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -74,10 +75,17 @@ def export(
     Each file is written whole or not at all, and manifest.json last.
 
     Raises:
-        InputError: no such project, or two answers that would have one id.
+        InputError: no such project, two answers that would have one id, or no folder to write to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "manifest.json").unlink(missing_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{folder}: no folder that can be written ({error.strerror}); name another one"
+        ) from None
 
     def work(conn: Connection) -> dict[str, Any]:
         chosen = _projects(conn, project)

@@ -60,7 +60,7 @@ def add_labeler(
 
     Raises:
         Refused: 422 for a name, role or group that cannot be, 409 when the name is taken by
-            somebody of another role.
+            somebody of another role or group, or by a person where a program comes.
     """
     name = name.strip()
     if not 1 <= len(name) <= 80 or not name.isprintable():
@@ -71,7 +71,9 @@ def add_labeler(
     if fold is not None and not 0 <= fold < FOLDS:
         raise Refused(422, "fold", f"a fold is 0 to {FOLDS - 1}, not {fold}")
     found = conn.execute(
-        select(labeler.c.id, labeler.c.role, labeler.c.group).where(labeler.c.name == name)
+        select(labeler.c.id, labeler.c.role, labeler.c.group, labeler.c.simulated).where(
+            labeler.c.name == name
+        )
     ).one_or_none()
     if found:
         if found.role != role:
@@ -80,6 +82,8 @@ def add_labeler(
             raise Refused(
                 409, "group", f"{name} is in the group {found.group}; choose another name"
             )
+        if simulated and not found.simulated:
+            raise Refused(409, "judge", f"{name} is there as a person; choose another name")
         return found.id
     if fold is None:
         count = select(func.count()).select_from(labeler).where(labeler.c.role == role)

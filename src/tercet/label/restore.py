@@ -92,8 +92,7 @@ def restore(
         for (kind_, criterion), records in parts.items():
             name = project or NAMES[kind_] + (f" ({criterion})" if criterion else "")
             id_ = projects.create(conn, store.now(), name, kind_, criterion=criterion)
-            if projects.get(conn, id_).criterion != criterion:
-                raise Refused(409, "criterion", f"the project {name} asks by another criterion")
+            projects.check_criterion(conn, id_, criterion)
             _add(conn, store.now(), id_, records, details, total)
             total.projects.append(name)
         if dry_run:
@@ -130,8 +129,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not JSON ({error.msg})") from error
+            except (ValueError, RecursionError) as error:
+                why = getattr(error, "msg", "a number or a nesting without end")
+                raise InputError(
+                    f"{path}:{number}: not JSON ({why}); mend or delete this line"
+                ) from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}:{number}: not a JSON object")
             yield row
@@ -188,7 +190,10 @@ def _add(
 
 
 def item_name(record: Record) -> str:
-    """The item's id from an answer's, which ends with criterion and labeler."""
+    """The item's id: of a written reply its prompt's, else the answer's, which ends with
+    criterion and labeler."""
+    if isinstance(record, Demonstration) and not _is_open(record):
+        return record.prompt_id
     name = record.id
     for part in (record.labeler, record.criterion if isinstance(record, Ranking) else None):
         for mark in "/-":

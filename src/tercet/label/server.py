@@ -49,22 +49,34 @@ class Address:
             if not file.is_file():
                 raise InputError(f"{file}: no such file; --tls-cert and --tls-key name PEM files")
         if self.public_url is not None:
-            parts = urlsplit(self.public_url)
-            if parts.scheme not in ("http", "https") or not parts.netloc or parts.query:
-                raise InputError(
-                    f"--public-url {self.public_url!r} is no address; write https://label.example"
-                )
-            if parts.path not in ("", "/"):
-                raise InputError(
-                    f"--public-url {self.public_url!r} has a path; give the page a host name of "
-                    "its own"
-                )
+            web_address("--public-url", self.public_url)
         if not (_is_loopback(self.host) or self.tls or self.behind_proxy):
             raise InputError(
                 f"--host {self.host} can be reached from other machines, and without TLS anybody "
                 "on the way could read along; give --tls-cert and --tls-key, or --behind-proxy if "
                 "a proxy with TLS stands in front, or leave --host out and use an SSH tunnel"
             )
+
+
+def web_address(option: str, url: str) -> str:
+    """`url` if labelers can type it: http or https, a host, maybe a port, and nothing behind.
+
+    Raises:
+        InputError: names the option and what is wrong.
+    """
+    wrong = InputError(f"{option} {url!r} is no address; write https://label.example")
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises when it is no port
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise wrong
+    if parts.query or parts.fragment or not url.isprintable() or " " in url:
+        raise wrong
+    if parts.path not in ("", "/"):
+        raise InputError(f"{option} {url!r} has a path; give the page a host name of its own")
+    return url
 
 
 @dataclass(frozen=True)
