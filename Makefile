@@ -16,7 +16,7 @@ demo: $(STAMP)
 	$(BIN)/tercet run recipes/demo.toml $(if $(SEED),--seed $(SEED))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
