@@ -7,6 +7,7 @@ from sqlalchemy import func, select
 from tercet.cli import LABEL, main
 from tercet.label import options, projects, tables
 from tercet.label.commands import COMMANDS
+from tercet.label.errors import Refused
 from tercet.label.settings import Settings
 from tercet.label.store import Store
 from tercet.records import Demonstration, Prompt, write_records
@@ -95,6 +96,23 @@ def test_the_kind_and_the_name_can_be_chosen(label, source):
     label("import", source, source, "--kind", "evaluate", "--project", "Spring", "--criterion", "x")
     found = project(source, "Spring")
     assert (found.kind, found.criterion) == ("evaluate", "x")
+
+
+def test_another_criterion_is_not_dropped_in_silence(label, source):
+    label("import", source, source, "--criterion", "x")
+    assert label("import", source, source)[0] == 0  # asks for what the project asks
+    code, _, err = label("import", source, source, "--criterion", "y")
+    assert code == 2 and "asks by another criterion (it asks for 'x')" in err
+
+
+def test_a_store_that_cannot_be_written_is_no_wrong_input(label, source, monkeypatch):
+    def full(*_, **__):
+        raise Refused(507, "disk-full", "the server's disk is full")
+
+    label("import", source, source)
+    monkeypatch.setattr(Store, "write", full)
+    code, _, err = label("invite", source, "ann")
+    assert code == 1 and "is full" in err
 
 
 def test_a_name_of_another_kind_is_refused(label, filled):

@@ -15,6 +15,7 @@ import pytest
 
 from tercet.label import campaign, people, projects
 from tercet.label.campaign import Campaign, Plan
+from tercet.label.errors import Refused
 from tercet.label.server import Address
 from tercet.label.settings import Settings
 from tercet.label.store import Store
@@ -26,6 +27,7 @@ from tercet.records import (
     Prompt,
     RankedReply,
     Ranking,
+    RunFailed,
     read_records,
     write_records,
 )
@@ -286,6 +288,27 @@ def test_another_criterion_needs_another_project(tmp_path):
         pass
     with pytest.raises(InputError, match="the project Rank asks by another criterion"):
         Campaign.open(plain(tmp_path, criterion="harm"))
+
+
+def test_a_database_that_does_not_answer_is_waited_for(tmp_path, monkeypatch):
+    def fails(*_):
+        raise Refused(503, "unavailable", "the database does not answer")
+
+    with Campaign.open(plain(tmp_path)) as found:
+        monkeypatch.setattr(found.store, "read", fails)
+        with pytest.raises(RunFailed, match="does not answer"):  # it never did
+            found.count()
+        monkeypatch.undo()
+        assert found.count() == campaign.Count(0, 4)
+        monkeypatch.setattr(found.store, "read", fails)
+        assert found.count() == campaign.Count(0, 4)
+        with pytest.raises(RunFailed, match="does not answer"):
+            found.export(tmp_path / "out")
+
+
+def test_a_labeler_must_not_be_called_as_the_admin(tmp_path):
+    with pytest.raises(InputError, match="admin is there as labeler"):
+        Campaign.open(plain(tmp_path, labelers=("admin",), address=Address(port=0)))
 
 
 def test_quotas_that_nobody_is_left_for_are_not_waited_for(tmp_path):

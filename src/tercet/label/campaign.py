@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, case, func, select, union
 
 from tercet.label import engines, people, projects, server
-from tercet.label.errors import Refused
+from tercet.label.errors import Refused, ended
 from tercet.label.export import export
 from tercet.label.schema import Kind
 from tercet.label.settings import Settings
@@ -70,6 +70,7 @@ class Campaign:
     def __init__(self, store: Store, project_id: str, served: server.Served | None) -> None:
         self.store, self.project_id, self.served = store, project_id, served
         self._stack = ExitStack()
+        self._counted: Count | None = None
 
     @classmethod
     def open(cls, plan: Plan) -> "Campaign":
@@ -78,33 +79,51 @@ class Campaign:
         Raises:
             InputError: the store cannot be used, it holds other replies under the same ids, or
                 the address cannot be listened on.
+            RunFailed: the store cannot be written now.
         """
         with ExitStack() as stack:
             store = stack.enter_context(Store.open(plan.store))
             try:
                 project_id = _fill(store, plan)
+                served = None
+                if plan.address is not None and _take_lock(store, stack):
+                    served = stack.enter_context(
+                        server.running(store, name=plan.labelers[0], address=plan.address)
+                    )
+                    _print_links(store, plan, served.url)
+                else:
+                    print("labels are taken by the server that runs already", flush=True)
             except Refused as refused:
-                raise InputError(f"{store.url}: {refused.message}") from None
-            served = None
-            if plan.address is not None and _take_lock(store, stack):
-                served = stack.enter_context(
-                    server.running(store, name=plan.labelers[0], address=plan.address)
-                )
-                _print_links(store, plan, served.url)
-            else:
-                print("labels are taken by the server that runs already", flush=True)
+                raise ended(refused, store.url) from None
             campaign = cls(store, project_id, served)
             campaign._stack = stack.pop_all()
         return campaign
 
     def count(self) -> Count:
         """How far it is. Quotas that no labeler is left for are not waited for: where fewer
-        labelers are known than an item wants, or some have skipped it."""
-        return self.store.read(lambda conn: count(conn, self.project_id))
+        labelers are known than an item wants, or some have skipped it. While the database does
+        not answer, what was counted last: people may take days, so it may be restarted meanwhile.
+
+        Raises:
+            RunFailed: it does not answer the first time.
+        """
+        try:
+            self._counted = self.store.read(lambda conn: count(conn, self.project_id))
+        except Refused as refused:
+            if self._counted is None:
+                raise ended(refused, self.store.url) from None
+        return self._counted
 
     def export(self, folder: Path) -> dict[str, Any]:
-        """The project's files; see `export`."""
-        return export(self.store, folder, project=self.project_id)
+        """The project's files; see `export`.
+
+        Raises:
+            RunFailed: the database does not answer.
+        """
+        try:
+            return export(self.store, folder, project=self.project_id)
+        except Refused as refused:
+            raise ended(refused, self.store.url) from None
 
     def __enter__(self) -> "Campaign":
         return self
@@ -186,11 +205,7 @@ def _fill(store: Store, plan: Plan) -> str:
             conn, now, plan.project, plan.kind, settings=plan.settings,
             guidelines=plan.guidelines, criterion=plan.criterion,
         )  # fmt: skip
-        if projects.get(conn, id_).criterion != plan.criterion:
-            raise Refused(
-                409, "criterion", f"the project {plan.project} asks by another criterion; "
-                "name another project"
-            )  # fmt: skip
+        projects.check_criterion(conn, id_, plan.criterion)
         projects.set_settings(conn, now, id_, plan.settings, "command")
         projects.add_guidelines(conn, now, id_, plan.guidelines, "command")
         return id_

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tercet.records import InputError, RunFailed
+
 
 class Refused(Exception):
     """A rule of the labeling flow says no; the transaction is rolled back.
@@ -18,3 +20,10 @@ class Refused(Exception):
 def not_found(what: str) -> Refused:
     """404 for things that do not exist and for things of somebody else: the same answer."""
     return Refused(404, "not-found", f"there is no such {what}")
+
+
+def ended(refused: Refused, where: str = "") -> InputError | RunFailed:
+    """What ends a command that was refused: wrong input, or (from 500 on) a store that does not
+    do its work now."""
+    type_ = InputError if refused.status < 500 else RunFailed
+    return type_(f"{where}: {refused.message}" if where else refused.message)

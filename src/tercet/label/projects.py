@@ -21,6 +21,7 @@ __all__ = [
     "add_gold",
     "add_guidelines",
     "add_prompts",
+    "check_criterion",
     "create",
     "get",
     "hold",
@@ -66,7 +67,8 @@ def create(
     """The project's id; a project of that name and kind is left as it is.
 
     Raises:
-        Refused: 409 when the name belongs to a project of another kind, 422 a name that cannot be.
+        Refused: 409 when the name belongs to a project of another kind or with another criterion
+            than the one given, 422 a name that cannot be.
     """
     name = name.strip()
     if not 1 <= len(name) <= 120 or not name.isprintable():
@@ -78,6 +80,8 @@ def create(
             raise Refused(
                 409, "kind", f"the project {name} is of kind {found.kind}; choose another name"
             )
+        if criterion is not None:
+            check_criterion(conn, found.id, criterion)
         return found.id
     id_ = ids.ulid(now)
     chosen = (settings or Settings()).model_dump(mode="json")
@@ -104,6 +108,22 @@ def create(
     about = {"name": name, "kind": kind, "criterion": criterion, "settings": chosen}
     audit.append(conn, now, actor, "project", id_, about)
     return id_
+
+
+def check_criterion(conn: Connection, project: str, criterion: str | None) -> None:
+    """Answers by different criteria are not mixed.
+
+    Raises:
+        Refused: 409 when the project asks by another one; None is one too: none.
+    """
+    found = get(conn, project)
+    if found.criterion != criterion:
+        asks = f"asks for {found.criterion!r}" if found.criterion else "names none"
+        raise Refused(
+            409,
+            "criterion",
+            f"the project {found.name} asks by another criterion (it {asks}); name another project",
+        )
 
 
 def set_settings(conn: Connection, now: int, project: str, settings: Settings, actor: str) -> None:

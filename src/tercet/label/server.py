@@ -116,8 +116,12 @@ def running(store: Store, address: Address | None = None, name: str = LABELER) -
     """
     address = address or Address()
     listener = listen(address)
-    server = _server(_application(store, address), address)
-    served = _announce(store, listener, address, name)
+    try:
+        server = _server(_application(store, address), address)
+        served = _announce(store, listener, address, name)
+    except BaseException:
+        listener.close()
+        raise
     thread = threading.Thread(target=server.run, args=([listener],), name="label server")
     thread.start()
     try:
