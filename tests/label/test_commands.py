@@ -98,13 +98,6 @@ def test_the_kind_and_the_name_can_be_chosen(label, source):
     assert (found.kind, found.criterion) == ("evaluate", "x")
 
 
-def test_another_criterion_is_not_dropped_in_silence(label, source):
-    label("import", source, source, "--criterion", "x")
-    assert label("import", source, source)[0] == 0  # asks for what the project asks
-    code, _, err = label("import", source, source, "--criterion", "y")
-    assert code == 2 and "asks by another criterion (it asks for 'x')" in err
-
-
 def test_a_store_that_cannot_be_written_is_no_wrong_input(label, source, monkeypatch):
     def full(*_, **__):
         raise Refused(507, "disk-full", "the server's disk is full")
@@ -267,7 +260,7 @@ def test_a_dry_run_refuses_what_an_import_refuses(label, source):
 
 def test_another_criterion_is_not_ignored(label, filled):
     answer = label("import", filled, filled, "--criterion", "which is safer")
-    assert refused(answer, "--criterion: the project Rank replies has another one (none)")
+    assert refused(answer, "the project Rank replies asks by another criterion (it names none)")
     assert label("import", filled, filled)[0] == 0
 
 

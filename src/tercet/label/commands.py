@@ -188,11 +188,6 @@ def _project(
             criterion=chosen.criterion,
         )
     project = projects.get(conn, name)
-    if chosen.criterion is not None and project.criterion != chosen.criterion:
-        raise InputError(
-            f"--criterion: the project {name} has another one ({project.criterion or 'none'}), "
-            "which its answers follow; name another project with --project"
-        )
     given = {n: getattr(chosen.settings, n) for n in options.given_settings(argv)}
     projects.set_settings(
         conn, now, project.id, project.settings.model_copy(update=given), "command"
