@@ -606,3 +606,24 @@ def test_sqlite_goes_from_a_demonstration_to_the_items_of_its_prompt(sqlite_stor
         return [row.detail for row in conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}")]
 
     assert any("item USING INDEX item_prompt" in step for step in sqlite_store.read(plan))
+
+
+@pytest.mark.parametrize("open_", [engines.private_file, engines.lock])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, open_):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: nothing can be written there"):
+        open_(tmp_path / "file" / "labels.sqlite")
+
+
+def test_a_damaged_file_is_told_with_the_remedy(tmp_path):
+    Store.open(tmp_path / "s.sqlite").close()
+    with (tmp_path / "s.sqlite").open("r+b") as file:
+        file.truncate(8192)
+    with pytest.raises(InputError, match="is malformed; restore a backup"):
+        Store.open(tmp_path / "s.sqlite")
+
+
+def test_an_at_sign_in_a_password_never_shows():
+    with pytest.raises(InputError, match="write %40") as refused:
+        engines.place("postgresql://u:p@secret@db/labels")
+    assert "secret" not in str(refused.value)

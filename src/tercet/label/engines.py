@@ -1,9 +1,11 @@
 """Where a store may be, and the database engines that reach it."""
 
+import errno
 import os
 import sqlite3
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,6 +46,10 @@ def place(where: str | Path) -> Path | URL:
     if url.drivername == "sqlite" and url.database and url.database != ":memory:":
         return Path(url.database)
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        if "@" in (url.host or ""):
+            raise InputError(
+                "the database address has more than one @; write %40 for one in the password"
+            )
         return url.set(drivername="postgresql+psycopg")
     raise InputError(
         f"a store is a .sqlite file or postgresql+psycopg://…, not {url.drivername}://…"
@@ -141,9 +147,10 @@ def lock(path: Path) -> IO[str]:
     process ends.
 
     Raises:
-        InputError: another server has it.
+        InputError: another server has it, or the file cannot be made.
     """
-    file = path.with_name(path.name + ".serving").open("a+", encoding="utf-8")
+    with _writable(path):
+        file = path.with_name(path.name + ".serving").open("a+", encoding="utf-8")
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -163,9 +170,32 @@ def lock(path: Path) -> IO[str]:
 
 
 def private_file(path: Path) -> None:
-    """Creates an empty file that only its owner may read; one that exists stays as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    """Creates an empty file that only its owner may read; one that exists stays as it is.
+
+    Raises:
+        InputError: this user may not write there.
+    """
+    with _writable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if path.exists():
+            raise InputError(
+                f"{path} may not be written ({error.strerror}), which reading a store needs too; "
+                "change the permissions, or work on a copy"
+            ) from None
+        raise InputError(
+            f"{path.parent}: nothing can be written there ({error.strerror}); name another folder "
+            "or change its permissions"
+        ) from None
 
 
 def without(text: str, url: URL) -> str:

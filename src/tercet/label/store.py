@@ -23,8 +23,8 @@ from tercet.label import engines
 from tercet.label.audit import START
 from tercet.label.errors import Refused
 from tercet.label.tables import STORE_VERSION, chain, meta, metadata
-from tercet.label.writer import GroupWriter, refusal
-from tercet.records import InputError
+from tercet.label.writer import GroupWriter, refusal, why
+from tercet.records import InputError, RunFailed
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -72,7 +72,9 @@ class Store:
 
         Raises:
             InputError: no store is there, it is of a newer tercet, another server has it, it lies
-                on a network file system, or the database cannot be reached.
+                on a network file system, it is damaged or may not be written, or the database
+                cannot be reached.
+            RunFailed: the disk is full, or another program keeps the file busy.
         """
         found = engines.place(where)
         if isinstance(found, URL):
@@ -102,8 +104,12 @@ class Store:
             with writing.begin() as conn:
                 _prepare(conn, str(path), create)
         except (sqlite3.Error, DBAPIError) as error:
-            refused = refusal(error)
-            raise InputError(f"{path} cannot be opened: {refused.message}") from None
+            if (refused := refusal(error)).code != "storage":
+                raise RunFailed(f"{path}: {refused.message}") from None
+            raise InputError(
+                f"{path} cannot be opened: {why(error)}; restore a backup if it is damaged, or let "
+                "this user write in its folder"
+            ) from None
         reading = engines.sqlite_engine(path, writing=False)
         return cls(f"sqlite:///{path}", path, reading, GroupWriter(writing))
 
@@ -117,8 +123,8 @@ class Store:
                 _prepare(conn, shown, create)
         except DBAPIError as error:
             engine.dispose()
-            why = engines.without(str(error.orig), url)
-            raise InputError(f"{shown} cannot be used: {why}") from None
+            told = engines.without(str(error.orig), url)
+            raise InputError(f"{shown} cannot be used: {told}") from None
         except InputError:
             engine.dispose()
             raise

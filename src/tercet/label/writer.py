@@ -199,7 +199,11 @@ def refusal(error: BaseException) -> Refused:
         )
     if _code(error) == _BUSY:
         return Refused(503, "busy", "another program is writing to the store; try again")
+    return Refused(503, "storage", f"the store could not be used: {why(error)}")
+
+
+def why(error: BaseException) -> str:
+    """The first line of the database's own words."""
     first = next((c for c in _causes(error) if not isinstance(c, _GroupFailed)), error)
     told = str(getattr(first, "orig", None) or first).splitlines()
-    why = told[0] if told else type(first).__name__
-    return Refused(503, "storage", f"the store could not be written: {why}")
+    return told[0] if told else type(first).__name__
