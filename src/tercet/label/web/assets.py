@@ -81,22 +81,24 @@ class Assets:
 
 
 def slim(source: str, kind: str) -> str:
-    """A script or style sheet without comments and indentation; every line keeps its number.
+    """A script without comments and indentation, a style sheet also without the spaces around its
+    punctuation; every line keeps its number.
 
     A script must not break a string or template across lines, and a comment that shares a line with
-    code is left where a quote follows it.
+    code is left where a quote follows it. Strings of a style sheet hold no such punctuation.
     """
     if kind == ".css":
         source = re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), source, flags=re.DOTALL)
-        return "\n".join(line.strip() for line in source.splitlines()) + "\n"
+        return "\n".join(_SPACES.sub(r"\1\2", line.strip()) for line in source.splitlines()) + "\n"
     lines, comment = [], False
     for line in map(str.strip, source.splitlines()):
         comment = comment or line.startswith("/*")
-        lines.append("" if comment or line.startswith("//") else re.sub(_TAIL, "", line))
+        lines.append("" if comment or line.startswith("//") else _TAIL.sub("", line))
         comment = comment and not line.endswith("*/")
     return "\n".join(lines) + "\n"
 
 
+_SPACES = re.compile(r"\s*([{};])\s*|([:,]) ")
 _TAIL = re.compile(r"""\s+// [^"'`]*$""")
 
 

@@ -1,7 +1,7 @@
 // Questions that interrupt: skip, report, keys and settings, and two versions of one draft.
 import { $, button, h, kbd } from "./dom.js";
 import { differences } from "./compare.js";
-import { ACTIONS, keyName } from "./keys.js";
+import { keyName } from "./keys.js";
 import { summary } from "./rankstate.js";
 
 const REASONS = {
@@ -54,12 +54,35 @@ export function askReason(kind) {
   });
 }
 
+// action: words, the pages where it works (everywhere)
+const ACTIONS = {
+  next: ["Next reply or group of controls", "rate rank compare"],
+  prev: ["Previous reply or group of controls", "rate rank compare"],
+  up: ["Move the reply up one rank", "rank"],
+  down: ["Move the reply down one rank", "rank"],
+  tie: ["Tie with the reply above", "rank"],
+  split: ["Split from a tie", "rank"],
+  unrank: ["Take the rank, rating or verdict back", "rate rank compare"],
+  compare: ["Compare with the next reply; two replies: swap sides", "rank compare"],
+  undo: ["Undo"], redo: ["Redo"], raw: ["Markdown or text as it is"], skip: ["Skip this item"],
+  report: ["Report this item"], help: ["Keys and settings"], submit: ["Next step, then submit"],
+};
+
+// Why the key cannot be used for this action, or null.
+function taken(keys, name, key, flags) {
+  if (/^(Ctrl\+.*|(Shift\+)?(Tab|Enter|Escape| ))$/.test(key)) return "it has a use of its own";
+  if (/^[0-9a-i]$/.test(key) && !(name === "unrank" && key === "0")) return "ranks and replies use it";
+  if (flags.includes(key.replace("Shift+", ""))) return "a question uses it";
+  const other = keys.action(key);
+  return other && other !== name ? `“${ACTIONS[other][0]}” uses it` : null;
+}
+
 export function showHelp(page, keys) {
   const here = page.view.state;
   const note = h("p", { class: "help", role: "status" });
   const rows = h("tbody");
   const draw = () => rows.replaceChildren(
-    ...ACTIONS.filter(([, , , where]) => where.split(" ").includes(here)).map(([name, words]) => {
+    ...Object.entries(ACTIONS).filter(([, [, where = here]]) => where.includes(here)).map(([name, [words]]) => {
       const [first, ...rest] = keys.of(name);
       const input = button(first, { class: "key", "aria-label": `Change the key for: ${words}` });
       input.addEventListener("click", () => capture(name, input));
@@ -77,7 +100,7 @@ export function showHelp(page, keys) {
     input.onkeydown = (event) => {
       if (["Shift", "Control", "Alt", "AltGraph", "Meta"].includes(event.key)) return;
       event.preventDefault();
-      const key = keyName(event), why = keys.taken(name, key, page.flagKeys);
+      const key = keyName(event), why = taken(keys, name, key, page.flagKeys);
       note.textContent = why && key !== "Escape" ? `${key}: ${why}.` : "";
       if (!why) keys.set({ map: { ...keys.chosen.map, [name]: key } });
       input.onblur = null;

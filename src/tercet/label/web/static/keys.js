@@ -1,24 +1,11 @@
 // Keys: what each one does, the labeler's own choice of them, and the dispatch.
 import { $ } from "./dom.js";
 
-// name, words, keys, where it works
-export const ACTIONS = [
-  ["next", "Next reply or group of controls", ["j", "ArrowDown"], "rate rank compare"],
-  ["prev", "Previous reply or group of controls", ["k", "ArrowUp"], "rate rank compare"],
-  ["up", "Move the reply up one rank", ["Shift+ArrowUp"], "rank"],
-  ["down", "Move the reply down one rank", ["Shift+ArrowDown"], "rank"],
-  ["tie", "Tie with the reply above", ["="], "rank"],
-  ["split", "Split from a tie", ["-"], "rank"],
-  ["unrank", "Take the rank, rating or verdict back", ["0", "Backspace"], "rate rank compare"],
-  ["compare", "Compare with the next reply; two replies: swap sides", ["v"], "rank compare"],
-  ["undo", "Undo", ["z"], "rate rank compare"],
-  ["redo", "Redo", ["Shift+z"], "rate rank compare"],
-  ["raw", "Markdown or text as it is", ["m"], "rate rank compare"],
-  ["skip", "Skip this item", ["s"], "rate rank compare write"],
-  ["report", "Report this item", ["!"], "rate rank compare write"],
-  ["help", "Keys and settings", ["?"], "rate rank compare write"],
-  ["submit", "Next step, then submit", ["Ctrl+Enter"], "rate rank compare write"],
-];
+const ACTIONS = {
+  next: ["j", "ArrowDown"], prev: ["k", "ArrowUp"], up: ["Shift+ArrowUp"], down: ["Shift+ArrowDown"],
+  tie: ["="], split: ["-"], unrank: ["0", "Backspace"], compare: ["v"], undo: ["z"],
+  redo: ["Shift+z"], raw: ["m"], skip: ["s"], report: ["!"], help: ["?"], submit: ["Ctrl+Enter"],
+};
 const REPEATED = ["next", "prev", "up", "down", "undo", "redo"]; // while the key is held
 const STORED = "tercet.keys";
 
@@ -45,17 +32,12 @@ export class Keys {
   }
 
   of(name) {
-    const first = this.chosen.map?.[name], keys = ACTIONS.find(([id]) => id === name)[2];
+    const first = this.chosen.map?.[name], keys = ACTIONS[name];
     return first ? [first, ...keys.slice(1)] : keys;
   }
 
-  // Why the key cannot be used for this action, or null.
-  taken(name, key, flags) {
-    if (/^(Ctrl\+.*|(Shift\+)?(Tab|Enter|Escape| ))$/.test(key)) return "it has a use of its own";
-    if (/^[0-9a-i]$/.test(key) && !(name === "unrank" && key === "0")) return "ranks and replies use it";
-    if (flags.includes(key.replace("Shift+", ""))) return "a question uses it";
-    const other = ACTIONS.find(([id]) => id !== name && this.of(id).includes(key));
-    return other ? `“${other[1]}” uses it` : null;
+  action(key) {
+    return Object.keys(ACTIONS).find((name) => this.of(name).includes(key));
   }
 
   set(change) {
@@ -77,8 +59,8 @@ export class Keys {
     if (native && target.matches?.("select, [type=radio]")) return null;
     const character = key.replace("Shift+", "").length === 1;
     if (character && !this.single) return null;
-    const action = ACTIONS.find(([name]) => this.of(name).includes(key));
-    if (action) return [action[0]];
+    const action = this.action(key);
+    if (action) return [action];
     if (/^[1-9]$/.test(key)) return ["digit", Number(key)];
     const base = { "{": "[", "}": "]" }[key] ?? key.replace("Shift+", "");
     if (flags.includes(base)) return ["flag", base, event.shiftKey, key];
