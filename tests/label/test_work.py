@@ -1,10 +1,11 @@
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import select
 
-from tercet.label import audit, projects, tables, work
+from tercet.label import assignment, audit, mine, projects, tables, work
 from tercet.label.errors import Refused
 from tercet.label.ids import canonical, sha256
 from tests.label.world import ranking_world, writing_world
@@ -152,6 +153,14 @@ def test_the_same_payload_under_another_key_is_the_same_answer(world, ann, id_):
     first = ann.submit(id_, "k", payload)
     assert ann.submit(id_, "other", payload) == first
     assert len(answers(world)) == 1
+
+
+def test_a_key_that_was_answered_stays_so_after_an_amendment(ann, id_):
+    payload = ann.answer(id_)
+    ann.submit(id_, "first", payload)
+    told = ann.submit(id_, "second", payload)
+    ann.amend(id_, "third", {**payload, "note": "changed"})
+    assert ann.submit(id_, "second", payload) == told
 
 
 def test_another_answer_to_what_is_done_is_refused(world, ann, id_):
@@ -404,3 +413,30 @@ def test_late_submits_at_once_fill_the_quota_exactly(store):
     assert states == {"done": 2, "extra": 4}
     assert [(row.done, row.leased) for row in world.items()] == [(2, 0)]
     assert world.read(audit.verify) == []
+
+
+def test_two_tabs_of_one_labeler_do_not_wait_for_each_other_in_a_circle(postgres_store):
+    """One submits and asks for the next item while the other saves a draft of what was fetched
+    ahead: neither is called off by the database."""
+    world = ranking_world(postgres_store, items=3, labelers=1, ahead=2)
+    ann = world.labelers[0]
+    first, second, _ = ann.next()
+    meet = threading.Barrier(2, timeout=10)
+    tries = Counter()
+
+    def submit(conn):
+        tries["submit"] += 1
+        work.submit(conn, world.clock(), ann.person, first, "k", payload, 0)
+        meet.wait(10)
+        assignment.next_items(conn, world.clock() + 60_000, ann.person, world.project_id)
+
+    def draft(conn):
+        tries["draft"] += 1
+        mine.load(conn, ann.person, second)
+        meet.wait(10)
+        audit.append(conn, world.clock(), "ann", "note", second, {})
+
+    payload = ann.answer(first)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(postgres_store.write, [submit, draft]))
+    assert tries == {"submit": 1, "draft": 1}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, or_, select, update
 
 from tercet.label import ids, queue, tables
 from tercet.label.errors import not_found
@@ -105,16 +105,19 @@ def promise(conn: Connection, item_id: str) -> bool:
 
 def renew(conn: Connection, now: int, ahead_lease_s: int, project_id: str, labeler: str) -> None:
     """A sign of life: what this labeler has fetched ahead stays theirs a little longer."""
-    conn.execute(
-        update(assignment)
-        .where(
-            assignment.c.labeler_id == labeler,
-            assignment.c.project_id == project_id,
-            assignment.c.state == "open",
-            assignment.c.lease_until < now + 1000 * ahead_lease_s,
-        )
-        .values(lease_until=now + 1000 * ahead_lease_s)
+    until = now + 1000 * ahead_lease_s
+    rule = and_(
+        assignment.c.labeler_id == labeler,
+        assignment.c.project_id == project_id,
+        assignment.c.state == "open",
+        assignment.c.lease_until < until,
     )
+    if conn.dialect.name == "postgresql":
+        # What another tab is busy with has its sign of life from there. Waiting for it, with the
+        # head of the audit chain locked by a submit, would be waiting in a circle.
+        free = select(assignment.c.id).where(rule).with_for_update(skip_locked=True)
+        rule = assignment.c.id.in_(free)
+    conn.execute(update(assignment).where(rule).values(lease_until=until))
 
 
 def view(conn: Connection, now: int, person: Person, assignment_id: str) -> dict[str, Any]:

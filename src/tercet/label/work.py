@@ -68,6 +68,7 @@ def submit(
         latest = _latest(conn, row.id)
         if latest.payload != stored:
             raise is_done()
+        _keep_key(conn, person, key, latest.id)
         return _answer(row, latest)
     if row.state == "open":
         quota = {"done": item.c.done + 1, "leased": item.c.leased - 1}
@@ -233,8 +234,14 @@ def _append(
             app_version=__version__,
         )
     )
-    conn.execute(insert(submission_key).values(labeler_id=person.id, key=key, annotation_id=id_))
+    _keep_key(conn, person, key, id_)
     return id_
+
+
+def _keep_key(conn: Connection, person: Person, key: str, annotation_id: str) -> None:
+    conn.execute(
+        insert(submission_key).values(labeler_id=person.id, key=key, annotation_id=annotation_id)
+    )
 
 
 def _tell(
