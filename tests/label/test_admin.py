@@ -438,3 +438,38 @@ def test_a_link_bears_the_public_address(sqlite_store):
     boss = site.person("boss", "admin")
     page = boss.form("/admin/people/invite", {"name": "zoe"}, origin="https://labels.example.org")
     assert "https://labels.example.org/join#" in page.text
+
+
+# --- the same on PostgreSQL ---------------------------------------------------------------------
+
+
+def test_postgresql_gives_the_same_pages_and_numbers(sqlite_store, postgres_store):
+    """Every administrators' page and every number, over a store of each kind with one history."""
+    seen = []
+    for store in (sqlite_store, postgres_store):
+        world = crowd(store, labelers=4, items=12, answers=24, repeat_share=0.2)
+        boss = Site(store).person("boss", "admin")
+        here = f"/admin/projects/{world.project_id}"
+        paths = ["/admin", "/admin/people", "/admin/verify", here, f"{here}?q=QUESTION 7"]
+        paths += [f"{here}/quality?sort={key}&down=1" for key in ("name", "agreement")]
+        [last] = world.items(tables.item.c.external_id == "s7")
+        paths.append(f"/admin/items/{last.id}")
+        for path in paths:
+            assert boss.get(path).status_code == 200, path
+        assert "question 7" in boss.get(f"{here}?q=QUESTION 7").text.lower()
+        assert boss.form(f"/admin/items/{last.id}/hold", {"reason": "odd"}).status_code == 303
+        assert "odd" in boss.get(here).text
+        measured = world.read(lambda conn: quality(conn, world.project_id, ["fails_task"]))
+        progress = world.read(lambda conn: projects.progress(conn, world.project_id))
+        archive = zipfile.ZipFile(io.BytesIO(boss.get(f"{here}/export?pairs=1").content))
+        names = ("rankings.jsonl", "pairs.jsonl", "answers.jsonl")
+        files = {name: archive.read(name) for name in names}
+        assert store.read(audit.verify) == []
+        shown = dataclasses.replace(measured, people=[], labelers=[])
+        rows = [
+            dataclasses.replace(row, person=dataclasses.replace(row.person, id=""))
+            for row in measured.labelers
+        ]
+        seen.append((shown, rows, progress, files))
+    for sqlite, postgresql in zip(*seen, strict=True):
+        assert sqlite == postgresql
