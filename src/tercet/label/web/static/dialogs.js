@@ -159,7 +159,9 @@ export function showConflict({ mine, theirs }, assignment, choose) {
   const [left, right] = differences(asText(mine, assignment), asText(theirs, assignment));
   const pane = (title, text) => h("section", { class: "pane" }, h("header", {}, h("h3", {}, title)),
     h("div", { class: "pane-text", tabindex: "0", role: "region", "aria-label": title }, text));
+  let chosen = false;
   const act = (id, label, which, kind) => button(label, { id, class: kind, onclick: () => {
+    chosen = true;
     root.close(); // first, so that the focus can go where it belongs
     choose(which);
   } });
@@ -168,5 +170,11 @@ export function showConflict({ mine, theirs }, assignment, choose) {
     h("div", { class: "panes" }, pane("This tab", left), pane("The other tab", right)),
     h("div", { class: "actions" }, act("use-theirs", "Use the other tab's", "theirs", ""),
       act("use-mine", "Use this tab's", "mine", "primary")));
+  // Nothing is saved before the choice. A browser lets Escape be prevented only once.
   root.addEventListener("cancel", (event) => event.preventDefault());
+  root.addEventListener("close", () => {
+    if (chosen) return;
+    document.body.append(root);
+    root.showModal();
+  });
 }

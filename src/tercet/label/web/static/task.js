@@ -206,14 +206,17 @@ class Page {
   }
 
   undo(again = false) {
-    const paths = this.answer.undo(again);
+    const ranks = () => [...this.letters].map((letter) => rankOf(this.answer.value.slots, letter));
+    const before = ranks(), paths = this.answer.undo(again), after = ranks();
     if (!paths) return say(again ? "Nothing to redo" : "Nothing to undo");
-    const changed = paths.map((path) => /^(?:ratings|flags)\.(.)/.exec(path)?.[1]).find(Boolean);
-    if (changed && this.view.state === "rate") this.current = this.answer.ui.focus = changed;
-    const held = document.activeElement;
+    const ranked = [...this.letters].filter((_, i) => before[i] !== after[i]);
+    const rated = paths.map((path) => /^(?:ratings|flags)\.(.)/.exec(path)?.[1]);
+    const changed = { rank: ranked, rate: rated }[this.view.state] ?? [];
+    const elsewhere = changed[0] && !changed.includes(this.current);
+    if (elsewhere) this.current = this.answer.ui.focus = changed[0];
     this.refresh();
     this.save();
-    if (this.view.state === "rank" || !held.isConnected) this.restoreFocus();
+    if (elsewhere || this.view.state === "rank") this.restoreFocus();
     say(`${again ? "Redone" : "Undone"}; ${this.summary.textContent}`);
   }
 
