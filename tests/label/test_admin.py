@@ -459,8 +459,9 @@ def test_postgresql_gives_the_same_pages_and_numbers(sqlite_store, postgres_stor
         assert "question 7" in boss.get(f"{here}?q=QUESTION 7").text.lower()
         assert boss.form(f"/admin/items/{last.id}/hold", {"reason": "odd"}).status_code == 303
         assert "odd" in boss.get(here).text
-        measured = world.read(lambda conn: quality(conn, world.project_id, ["fails_task"]))
-        progress = world.read(lambda conn: projects.progress(conn, world.project_id))
+        id_ = world.project_id
+        measured = world.read(lambda conn, id_=id_: quality(conn, id_, ["fails_task"]))
+        progress = world.read(lambda conn, id_=id_: projects.progress(conn, id_))
         archive = zipfile.ZipFile(io.BytesIO(boss.get(f"{here}/export?pairs=1").content))
         names = ("rankings.jsonl", "pairs.jsonl", "answers.jsonl")
         files = {name: archive.read(name) for name in names}

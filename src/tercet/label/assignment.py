@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, or_, select, update
+from sqlalchemy import Connection, Integer, Row, and_, bindparam, or_, select, update
 
 from tercet.label import ids, queue, tables
 from tercet.label.errors import not_found
@@ -22,6 +22,50 @@ SWEEP = 100  # leases taken back in one transaction
 HOUR_MS = 3600 * 1000
 
 ANSWERED = ("done", "extra")
+
+
+# Statements are made once: making one costs more than running it.
+_MINE = (
+    assignment.c.labeler_id == bindparam("labeler"),
+    assignment.c.project_id == bindparam("project"),
+)
+_WANTED = item.c.done + item.c.leased < item.c.need
+_OVER = (
+    select(assignment.c.id, assignment.c.item_id)
+    .join_from(assignment, item)
+    .where(assignment.c.state == "open", assignment.c.lease_until <= bindparam("now"))
+    .limit(SWEEP)
+    .with_for_update(skip_locked=True)
+)
+_OPEN = (
+    # Own open assignments; one that nobody opened is left out when its item is held.
+    select(assignment.c.id)
+    .join_from(assignment, item)
+    .where(
+        *_MINE,
+        assignment.c.state == "open",
+        or_(item.c.state == "open", assignment.c.opened_at.is_not(None)),
+    )
+    .order_by(assignment.c.id)
+)
+_EXPIRED = (
+    select(assignment.c.id, assignment.c.item_id)
+    .join_from(assignment, item)
+    .where(*_MINE, assignment.c.state == "expired", item.c.state == "open", _WANTED)
+    .order_by(assignment.c.id)
+    .limit(bindparam("wanted", type_=Integer))
+    .with_for_update(skip_locked=True)
+)
+_PROMISE = (
+    update(item)
+    .where(item.c.id == bindparam("item"), item.c.state == "open", _WANTED)
+    .values(leased=item.c.leased + 1)
+)
+_TAKE_BACK = (
+    update(item)
+    .where(item.c.id == bindparam("item"))
+    .values(leased=item.c.leased - bindparam("count", type_=Integer))
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +89,8 @@ def next_items(conn: Connection, now: int, person: Person, project_id: str) -> N
     if project.paused:
         return Next([], "paused")
     sweep(conn, now)
-    open_ = list(conn.scalars(_open(project.id, person.id)))
+    mine = {"labeler": person.id, "project": project.id}
+    open_ = list(conn.scalars(_OPEN, mine))
     if open_:
         renew(conn, now, project.settings.ahead_lease_s, project.id, person.id)
     wanted = 1 + project.settings.ahead - len(open_)
@@ -63,13 +108,7 @@ def next_items(conn: Connection, now: int, person: Person, project_id: str) -> N
 def sweep(conn: Connection, now: int) -> None:
     """Takes back leases that are over: the assignment is expired, its draft stays, and the item
     returns to the pool."""
-    rows = conn.execute(
-        select(assignment.c.id, assignment.c.item_id)
-        .join_from(assignment, item)
-        .where(assignment.c.state == "open", assignment.c.lease_until <= now)
-        .limit(SWEEP)
-        .with_for_update(skip_locked=True)
-    ).all()
+    rows = conn.execute(_OVER, {"now": now}).all()
     if not rows:
         return
     conn.execute(
@@ -95,12 +134,7 @@ def reopen(conn: Connection, assignment_id: str, item_id: str, lease_until: int)
 
 def promise(conn: Connection, item_id: str) -> bool:
     """Counts one more open assignment, if the item is open and wants one more answer."""
-    promised = conn.execute(
-        update(item)
-        .where(item.c.id == item_id, item.c.state == "open", _wanted())
-        .values(leased=item.c.leased + 1)
-    )
-    return promised.rowcount == 1
+    return conn.execute(_PROMISE, {"item": item_id}).rowcount == 1
 
 
 def renew(conn: Connection, now: int, ahead_lease_s: int, project_id: str, labeler: str) -> None:
@@ -229,44 +263,13 @@ def _latest(conn: Connection, assignment_id: str) -> dict[str, Any]:
     return {"revision": row.revision, "payload": row.payload}
 
 
-def _wanted() -> ColumnElement[bool]:
-    return item.c.done + item.c.leased < item.c.need
-
-
-def _open(project_id: str, labeler_id: str) -> Select[str]:
-    """Own open assignments; one that nobody opened is left out when its item is held."""
-    return (
-        select(assignment.c.id)
-        .join_from(assignment, item)
-        .where(
-            assignment.c.labeler_id == labeler_id,
-            assignment.c.project_id == project_id,
-            assignment.c.state == "open",
-            or_(item.c.state == "open", assignment.c.opened_at.is_not(None)),
-        )
-        .order_by(assignment.c.id)
-    )
-
-
 def _reopen_own(
     conn: Connection, now: int, project: Project, person: Person, wanted: int
 ) -> list[str]:
     """What this labeler let expire, where an answer is still wanted. Nobody gets an item twice, so
     without this an item could wait for ever for somebody else."""
-    rows = conn.execute(
-        select(assignment.c.id, assignment.c.item_id)
-        .join_from(assignment, item)
-        .where(
-            assignment.c.labeler_id == person.id,
-            assignment.c.project_id == project.id,
-            assignment.c.state == "expired",
-            item.c.state == "open",
-            _wanted(),
-        )
-        .order_by(assignment.c.id)
-        .limit(wanted)
-        .with_for_update(skip_locked=True)
-    ).all()
+    mine = {"labeler": person.id, "project": project.id, "wanted": wanted}
+    rows = conn.execute(_EXPIRED, mine).all()
     until = now + 1000 * project.settings.ahead_lease_s
     return [row.id for row in rows if reopen(conn, row.id, row.item_id, until)]
 
@@ -304,7 +307,7 @@ def _lease(conn: Connection, now: int, project: Project, person: Person, wanted:
 
 def take_back(conn: Connection, item_id: str, count: int = 1) -> None:
     """Undoes `promise`."""
-    conn.execute(update(item).where(item.c.id == item_id).values(leased=item.c.leased - count))
+    conn.execute(_TAKE_BACK, {"item": item_id, "count": count})
 
 
 def _display_order(project: Project, person: Person, row: Row[*tuple[Any, ...]]) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, or_, select
 
 from tercet.label import ids, tables
 from tercet.label.people import Person
@@ -13,12 +13,20 @@ from tercet.label.tables import QUEUED, assignment, insert_new, item
 REPEAT_AFTER = 20  # own answers before the first silent repeat
 FINAL = ("done", "extra", "skipped", "reported")  # this labeler is not asked again
 
-# Made once: an alias copies all columns of its table.
+# Made once: an alias copies all columns of its table, and making a statement costs more than
+# running it.
 _MET = assignment.alias("met")
 _OWN = assignment.alias("own")
 _AUTHORED = assignment.alias("authored")
 _WRITTEN = item.alias("written")
 _TWIN = item.alias("twin")
+
+_BY = assignment.c.labeler_id == bindparam("labeler")
+_GIVEN = select(func.count()).where(_BY, assignment.c.project_id == bindparam("project"))
+_WRITING = select(tables.project.c.id).where(
+    tables.project.c.kind == "demonstration",
+    select(1).where(_BY, assignment.c.project_id == tables.project.c.id).exists(),
+)
 
 _COLUMNS = (item.c.id, item.c.external_id, item.c.candidate_ids)
 
@@ -154,12 +162,7 @@ def _wrote_for(conn: Connection, project: Project, person: Person) -> list[str]:
     """The projects in which this labeler wrote demonstrations; nothing for such a project."""
     if project.kind == "demonstration":
         return []
-    table = tables.project
-    own = select(1).where(
-        assignment.c.labeler_id == person.id, assignment.c.project_id == table.c.id
-    )
-    writing = select(table.c.id).where(table.c.kind == "demonstration", own.exists())
-    return list(conn.scalars(writing))
+    return list(conn.scalars(_WRITING, {"labeler": person.id}))
 
 
 def _has_ordinary(conn: Connection, project: Project) -> bool:
@@ -176,11 +179,7 @@ def _mixes(project: Project) -> bool:
 
 def _given(conn: Connection, project: Project, person: Person) -> int:
     """How many items the labeler was given in this project."""
-    return conn.execute(
-        select(func.count()).where(
-            assignment.c.labeler_id == person.id, assignment.c.project_id == project.id
-        )
-    ).scalar_one()
+    return conn.execute(_GIVEN, {"labeler": person.id, "project": project.id}).scalar_one()
 
 
 def _draw(project: Project, person: Person, place: int) -> str:

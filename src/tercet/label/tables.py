@@ -4,6 +4,7 @@ Times are integer milliseconds since 1970 UTC by the server's clock. Ids are ULI
 hold what the pydantic models of `schema` and `projects` validate.
 """
 
+from functools import cache
 from typing import Any
 
 from sqlalchemy import JSON as AnyJSON
@@ -283,7 +284,11 @@ chain = Table(
 
 def insert_new(conn: Connection, table: Table, **values: Any) -> bool:
     """Inserts a row; False when one with the same key is there already."""
-    insert = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+    return conn.execute(_insert_new(conn.dialect.name, table), values).first() is not None
+
+
+@cache
+def _insert_new(dialect: str, table: Table) -> Any:
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     # RETURNING, because the row count of an INSERT is not known on PostgreSQL.
-    new = insert(table).values(**values).on_conflict_do_nothing().returning(*table.primary_key)
-    return conn.execute(new).first() is not None
+    return insert(table).on_conflict_do_nothing().returning(*table.primary_key)
