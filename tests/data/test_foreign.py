@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tercet.data import importers
+from tercet.data import foreign, importers
 from tercet.data.importers import ImportConfig
 from tercet.records import InputError
 
@@ -274,3 +274,19 @@ def test_a_json_file_that_is_no_list_of_rows_is_named(tmp_path, text, said):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(InputError, match=said):
         importers.rankings(tmp_path / "x.json", ImportConfig())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": 1, "chosen": [{"role": "assistant"}], "rejected": [{}]},
+        {"data": {"prompt": "p"}, "annotations": [1]},
+        {"data": {"prompt": "p"}, "annotations": [{"result": 1}]},
+        {"fields": {"prompt": "p"}, "responses": 1},
+        {"fields": {"prompt": "p"}, "responses": [{"values": 1}]},
+        {"prompt": "p", "rank.responses": None, "rank.responses.users": ["u"]},
+    ],
+)
+def test_a_row_of_the_wrong_build_is_named_and_not_a_traceback(row):
+    with pytest.raises(InputError, match="file:7: is not built as .* write it"):
+        list(foreign.rows(row, "file:7", "rankings", foreign.Choice()))

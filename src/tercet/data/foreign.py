@@ -36,8 +36,22 @@ def rows(fields: Fields, where: str, want: Want, choice: Choice) -> Iterator[Fie
     """The row itself where it is in tercet's own form, else one row an answer.
 
     Raises:
-        InputError: an answer of another tool that does not say which reply is better.
+        InputError: an answer of another tool that does not say which reply is better, or whose
+            parts are not of the kind that the tool writes.
     """
+    try:
+        yield from _rows(fields, where, want, choice)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # A list where an object belongs, a number where a list does, anywhere in the row.
+        raise InputError(
+            f"{where}: is not built as TRL, hh-rlhf, Argilla or Label Studio write it ({error}); "
+            "mend or delete this row"
+        ) from error
+
+
+def _rows(fields: Fields, where: str, want: Want, choice: Choice) -> Iterator[Fields]:
     if isinstance(fields.get("annotations"), list) and isinstance(fields.get("data"), dict):
         yield from _label_studio(fields, where, want, choice)
     elif "responses" in fields and isinstance(fields.get("fields"), dict):
