@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -296,6 +297,40 @@ def test_what_goes_wrong_in_a_process_is_said_once(work, error, message, traceba
 def test_processes_that_end_well_say_nothing(capfd):
     launch(good, "cpu", 2, 1)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def says_its_name_and_waits():
+    ranks = joined()
+    os.write(1, f"{os.getpid()}\n".encode())
+    while True:
+        ranks.broadcast(False)
+        time.sleep(0.1)
+
+
+def gone(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    # Ended, but not yet collected by whoever inherited it.
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_a_killed_parent(sent):
+    code = "import tests.test_pipeline as t; t.launch(t.says_its_name_and_waits, 'cpu', 2, 1)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    children = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.send_signal(sent)
+    parent.wait(10)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not all(map(gone, children)):
+        time.sleep(0.1)
+    parent.stdout.close()
+    assert all(map(gone, children))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")

@@ -8,6 +8,7 @@ import platform
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -68,6 +69,7 @@ def _child(
         "TERCET_RENDEZVOUS": meeting,
     }
     torch.set_num_threads(threads)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     try:
         work()
     except KeyboardInterrupt:
@@ -80,6 +82,15 @@ def _child(
         if failures.empty():
             raise
         sys.exit(1)  # this rank only lost its peer, which has said why
+
+
+def _leave_with_parent() -> None:
+    """A parent that was killed tells nobody. What it leaves behind would keep the run's folder,
+    and the labeling page's port, from the same command that goes on."""
+    parent = multiprocessing.parent_process()
+    while parent is not None and os.getppid() == parent.pid:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _wait(children: Sequence[Any]) -> int:
