@@ -312,7 +312,9 @@ export class Sync extends EventTarget {
       return;
     }
     this.#clash = true;
+    const { current } = this;
     const choose = (which) => {
+      if (this.current !== current) return this.#draft; // it was answered meanwhile
       this.#clash = false;
       this.#rev = rev;
       this.#seen[page] = n;

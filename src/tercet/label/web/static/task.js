@@ -295,9 +295,10 @@ class Page {
 
   async conflict(detail) {
     const { assignment } = this, { showConflict } = await load("dialogs");
+    if (assignment !== this.assignment) return;
     showConflict(detail, assignment, (which) => {
       const draft = detail.choose(which);
-      if (which === "theirs") this.show({ ...assignment, draft });
+      if (which === "theirs" && assignment === this.assignment) this.show({ ...assignment, draft });
     });
   }
 
@@ -335,8 +336,9 @@ class Page {
       say(done);
     } catch (error) {
       main.inert = false;
-      focused.focus({ preventScroll: true });
-      this.tell(`Not sent: ${error.message}`, { bad: true });
+      if (this.sync.current) focused.focus({ preventScroll: true });
+      else this.nothing({}); // the answer is on its way, only the next item did not come
+      this.tell(this.view ? `Not sent: ${error.message}` : error.message, { bad: true });
     } finally {
       this.busy = false;
       this.submitButton.removeAttribute("aria-busy");
