@@ -288,5 +288,5 @@ def test_a_json_file_that_is_no_list_of_rows_is_named(tmp_path, text, said):
     ],
 )
 def test_a_row_of_the_wrong_build_is_named_and_not_a_traceback(row):
-    with pytest.raises(InputError, match="file:7: is not built as .* write it"):
+    with pytest.raises(InputError, match=r"file:7: is not built as .* write it"):
         list(foreign.rows(row, "file:7", "rankings", foreign.Choice()))

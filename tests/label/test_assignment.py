@@ -83,6 +83,18 @@ def test_a_paused_project_gives_nothing_but_takes_work(lone):
     assert len(ann.next()) == 2
 
 
+def test_what_was_begun_comes_back_after_a_reload_though_the_project_is_paused(lone):
+    world = ranking_world(lone, items=3)
+    ann, bob = world.labelers
+    begun = ann.next()[0]
+    ann.draft(begun, 0, {"note": "half"})
+    world.write(lambda conn, now: projects.pause(conn, now, world.project_id, True, "command"))
+    assert ann.next() == [begun]
+    assert bob.ask().reason == "paused"
+    ann.submit(begun)
+    assert ann.ask().reason == "paused"
+
+
 def test_what_was_fetched_ahead_is_soon_free_again(lone):
     world = ranking_world(lone, items=3)
     ann, bob = world.labelers

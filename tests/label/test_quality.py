@@ -492,9 +492,9 @@ def test_good_labelers_raise_no_concern():
 def test_ten_thousand_answers_are_measured_in_a_second():
     answers = rankings(2000, 4, dict.fromkeys(f"labeler {n}" for n in range(20)), each=5)
     assert len(answers) == 10_000
-    start = time.perf_counter()
+    start = time.process_time()  # other processes do not count
     measured(answers)
-    assert time.perf_counter() - start < 2.0  # 0.2 s alone on two cores
+    assert time.process_time() - start < 1.0  # 0.2 s on a quiet machine
 
 
 def test_alpha_of_pairs_does_not_ask_which_reply_is_listed_first():

@@ -382,6 +382,7 @@ MOUNTS = """\
 33 22 0:28 / /mnt/keys rw - fuse.sshfs ann@box: rw
 34 22 0:29 / /srv rw - nfs box:/srv rw
 35 22 0:30 / /srv rw - ext4 /dev/sdc rw
+36 22 0:31 / /mnt/größe rw - nfs box:/g rw
 nonsense
 """
 
@@ -397,6 +398,7 @@ nonsense
         ("/home/ann/my disk/runs", "xfs"),
         ("/mnt/share/a/b", "cifs"),
         ("/mnt/keys", "fuse.sshfs"),
+        ("/mnt/größe/runs", "nfs"),
         ("/srv/runs", "ext4"),  # mounted over the nfs
     ],
 )

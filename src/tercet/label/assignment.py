@@ -48,6 +48,7 @@ _OPEN = (
     )
     .order_by(assignment.c.id)
 )
+_BEGUN = _OPEN.where(assignment.c.opened_at.is_not(None))
 _EXPIRED = (
     select(assignment.c.id, assignment.c.item_id)
     .join_from(assignment, item)
@@ -86,10 +87,11 @@ def next_items(conn: Connection, now: int, person: Person, project_id: str) -> N
         Refused: 404 no such project.
     """
     project = get(conn, project_id)
-    if project.paused:
-        return Next([], "paused")
-    sweep(conn, now)
     mine = {"labeler": person.id, "project": project.id}
+    if project.paused:  # what was begun may be finished, also after a reload
+        begun = list(conn.scalars(_BEGUN, mine))
+        return Next(begun) if begun else Next([], "paused")
+    sweep(conn, now)
     open_ = list(conn.scalars(_OPEN, mine))
     if open_:
         renew(conn, now, project.settings.ahead_lease_s, project.id, person.id)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
@@ -121,7 +122,7 @@ def file_system(folder: Path, mounts: str) -> str:
         fields, type_ = left.split(), right.split()
         if len(fields) < 5 or not type_:
             continue
-        point = Path(fields[4].encode().decode("unicode_escape"))
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4]))
         # A later line is mounted over an earlier one.
         if folder.is_relative_to(point) and len(point.parts) >= longest:
             found, longest = type_[0], len(point.parts)
