@@ -440,3 +440,24 @@ def test_two_tabs_of_one_labeler_do_not_wait_for_each_other_in_a_circle(postgres
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(postgres_store.write, [submit, draft]))
     assert tries == {"submit": 1, "draft": 1}
+
+
+def test_what_follows_a_submit_is_found_before_the_audit_chain_is_locked(postgres_store):
+    world = ranking_world(postgres_store, items=2, labelers=1)
+    ann = world.labelers[0]
+    id_ = ann.next()[0]
+    payload = ann.answer(id_)
+
+    def following(project_id):
+        # Another transaction gets on with its event meanwhile.
+        world.write(lambda conn, now: audit.append(conn, now, "bob", "note", "x", {}))
+        return project_id
+
+    def submit(conn):
+        now = world.clock()
+        return work.submit(conn, now, ann.person, id_, "k", payload, 0, following=following)
+
+    for _ in range(2):  # a second try under the same key hears what follows too
+        assert postgres_store.write(submit)["next"] == world.project_id
+    assert [event.kind for event in events(world, "submit")] == ["submit"]
+    assert world.read(audit.verify) == []

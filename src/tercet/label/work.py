@@ -4,6 +4,7 @@ Nothing that was submitted is ever refused for being late: an answer counts whil
 one more, and is kept as `extra` otherwise.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -50,26 +51,46 @@ def submit(
     key: str,
     payload: Any,
     active_ms: int,
+    following: Callable[[str], Any] | None = None,
 ) -> dict[str, Any]:
     """Stores an answer, once for each `key`. Late answers are taken, and so are answers to what
     the same labeler skipped in another tab.
 
-    Returns {"annotation_id", "revision", "counted", "late"}, the same each time for one key.
+    Returns {"annotation_id", "revision", "counted", "late"}, the same each time for one key, and
+    as "next" what `following` says of the project's id. It is asked here, since after the event
+    it would keep all others from the audit chain for as long as it takes.
 
     Raises:
         Refused: 404 not theirs, 409 answered already (another key, another answer), 422 the
             answer is incomplete.
     """
     row = load(conn, person, assignment_id, whole=True)
-    if answer := _answer_of(conn, person, key, row):
-        return answer
-    stored = _checked(row, payload)
+    answer, event = _answer_of(conn, person, key, row), None
+    if answer is None:
+        answer, event = _take(conn, now, person, row, key, _checked(row, payload), active_ms)
+    if following is not None:
+        answer["next"] = following(row.project_id)
+    if event is not None:
+        audit.append(conn, now, person.id, "submit", row.item_id, event)
+    return answer
+
+
+def _take(
+    conn: Connection,
+    now: int,
+    person: Person,
+    row: OwnRow,
+    key: str,
+    stored: dict[str, Any],
+    active_ms: int,
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What `submit` says under a new key, and the body of the event if the answer is new."""
     if row.state in ANSWERED:
         latest = _latest(conn, row.id)
         if latest.payload != stored:
             raise is_done()
         _keep_key(conn, person, key, latest.id)
-        return _answer(row, latest)
+        return _answer(row, latest), None
     if row.state == "open":
         quota = {"done": item.c.done + 1, "leased": item.c.leased - 1}
         counts = update(item).where(item.c.id == row.item_id)
@@ -87,9 +108,9 @@ def submit(
     )
     id_ = _append(conn, now, person, row, key, stored, active, revision=1)
     late = now > row.lease_until
-    about = {"assignment_id": row.id, "item_id": row.item_id, "counted": counted, "late": late}
-    _tell(conn, now, person, "submit", id_, 1, stored, about)
-    return {"annotation_id": id_, "revision": 1, "counted": counted, "late": late}
+    outcome = {"counted": counted, "late": late}
+    told = {"annotation_id": id_, "revision": 1, **outcome}
+    return told, _event(row, id_, 1, stored) | outcome
 
 
 def amend(
@@ -121,8 +142,8 @@ def amend(
         .values(draft=None, rev=row.rev + 1, active_ms=active)
     )
     id_ = _append(conn, now, person, row, key, stored, active, revision)
-    about = {"assignment_id": row.id, "item_id": row.item_id}
-    _tell(conn, now, person, "amend", id_, revision, stored, about)
+    body = _event(row, id_, revision, stored)
+    audit.append(conn, now, person.id, "amend", row.item_id, body)
     return {**_answer(row), "annotation_id": id_, "revision": revision}
 
 
@@ -244,23 +265,16 @@ def _keep_key(conn: Connection, person: Person, key: str, annotation_id: str) ->
     )
 
 
-def _tell(
-    conn: Connection,
-    now: int,
-    person: Person,
-    kind: str,
-    annotation_id: str,
-    revision: int,
-    payload: dict[str, Any],
-    about: dict[str, Any],
-) -> None:
-    body = {
-        **about,
+def _event(
+    row: OwnRow, annotation_id: str, revision: int, payload: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "assignment_id": row.id,
+        "item_id": row.item_id,
         "annotation_id": annotation_id,
         "revision": revision,
         "payload_sha256": ids.sha256(ids.canonical(payload)),
     }
-    audit.append(conn, now, person.id, kind, about["item_id"], body)
 
 
 def _hand_back(conn: Connection, row: OwnRow, state: str) -> None:

@@ -192,12 +192,12 @@ async def submit(request: Request, assignment_id: str) -> Response:
     key, payload, active_ms = await _answer(request)
 
     def job(conn: Connection, now: int, person: Person) -> dict[str, Any]:
-        done = work.submit(conn, now, person, assignment_id, key, payload, active_ms)
-        table = tables.assignment
-        project_id = conn.scalars(
-            select(table.c.project_id).where(table.c.id == assignment_id)
-        ).one()
-        return {**done, "next": _next(conn, now, person, project_id)}
+        def following(project_id: str) -> dict[str, Any]:
+            return _next(conn, now, person, project_id)
+
+        return work.submit(
+            conn, now, person, assignment_id, key, payload, active_ms, following=following
+        )
 
     _, answer = await write(request, job)
     return pages.data(answer, 201)
