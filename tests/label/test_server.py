@@ -7,7 +7,10 @@ import time
 
 import httpx2 as httpx
 import pytest
+from sqlalchemy import select, update
 
+from tercet.label import tables
+from tercet.label.errors import Refused
 from tercet.label.server import Address, base_url, links, listen, running, serve
 from tercet.label.store import Store
 from tercet.records import InputError, write_records
@@ -104,6 +107,27 @@ def test_links_are_fresh_and_for_the_same_two_people(sqlite_store):
                 assert http.post("/join", data={"token": token}).headers["location"] == "/"
                 names.append(re.search(r'name="labeler" content="(\w+)"', http.get("/").text)[1])
     assert len(set(names)) == 1
+
+
+def test_a_removed_admin_never_locks_the_operator_out(sqlite_store):
+    links(sqlite_store, "http://h:1")
+    table = tables.labeler
+    for name, status, fresh in (("admin", "removed", "admin-2"), ("admin-2", "paused", None)):
+        changed = update(table).where(table.c.name == name).values(status=status)
+        sqlite_store.write(lambda conn, changed=changed: conn.execute(changed))
+        links(sqlite_store, "http://h:1")
+        admins = select(table.c.name).where(table.c.role == "admin").order_by(table.c.name)
+        found = sqlite_store.read(lambda conn, admins=admins: conn.scalars(admins).all())
+        assert found == ["admin", fresh or "admin-2"]
+
+
+def test_a_removed_labeler_is_named_with_the_way_out(sqlite_store):
+    links(sqlite_store, "http://h:1", "ann")
+    gone = update(tables.labeler).where(tables.labeler.c.name == "ann").values(status="removed")
+    sqlite_store.write(lambda conn: conn.execute(gone))
+    with pytest.raises(Refused, match=r"ann was removed; .* on the admin page, or choose another"):
+        links(sqlite_store, "http://h:1", "ann")
+    links(sqlite_store, "http://h:1", "bob")
 
 
 def test_a_server_in_the_background_prints_its_links_and_ends(sqlite_store, capsys):

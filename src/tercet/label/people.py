@@ -114,9 +114,13 @@ def invite(
     Raises:
         Refused: 404 nobody, 409 removed.
     """
-    status = _status(conn, labeler_id)
-    if status == "removed":
-        raise Refused(409, "removed", "this labeler was removed; make them active again first")
+    if _status(conn, labeler_id) == "removed":
+        name = conn.scalar(select(labeler.c.name).where(labeler.c.id == labeler_id))
+        raise Refused(
+            409,
+            "removed",
+            f"{name} was removed; make them active again on the admin page, or choose another name",
+        )
     token = ids.token()
     expires = now + int(days * DAY_MS)
     conn.execute(

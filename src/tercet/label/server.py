@@ -14,11 +14,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tercet.label import people
+from sqlalchemy import Connection, select
+
+from tercet.label import people, tables
 from tercet.label.store import Store
 from tercet.records import InputError
 
@@ -95,11 +98,20 @@ def links(store: Store, base_url: str, name: str = LABELER) -> tuple[str, str]:
     def job(conn: Any) -> tuple[str, str]:
         now = store.now()
         labeler_id = people.add_labeler(conn, now, name)
-        admin_id = people.add_labeler(conn, now, ADMIN, role="admin")
+        admin_id = people.add_labeler(conn, now, _admin(conn), role="admin")
         return people.invite(conn, now, labeler_id), people.invite(conn, now, admin_id)
 
     labeler, admin = store.write(job)
     return join_link(base_url, labeler), join_link(base_url, admin)
+
+
+def _admin(conn: Connection) -> str:
+    """The admin's name: with a number where that person was removed, because whoever may start
+    the server has to get in."""
+    t = tables.labeler
+    gone = set(conn.scalars(select(t.c.name).where(t.c.status == "removed")))
+    names = (f"{ADMIN}-{n}" if n > 1 else ADMIN for n in count(1))
+    return next(name for name in names if name not in gone)
 
 
 def join_link(base_url: str, token: str) -> str:
