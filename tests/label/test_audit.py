@@ -1,5 +1,5 @@
 import pytest
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, insert, select, text, update
 
 from tercet.label import audit
 from tercet.label.ids import canonical, sha256
@@ -159,6 +159,13 @@ def test_swapped_events_are_found(sqlite_filled):
 def test_an_edited_answer_is_found(sqlite_filled):
     other = {**PAYLOAD, "bins": [["c2"], ["c1"]]}
     edit = update(annotation).where(annotation.c.id == "n-ann").values(payload=other)
+    assert faults_after(sqlite_filled, edit) == [
+        "annotation n-ann was edited: its payload does not fit its event"
+    ]
+
+
+def test_an_answer_that_is_no_json_any_more_is_found(sqlite_filled):
+    edit = text("UPDATE annotation SET payload = '{\"bins\": [[' WHERE id = 'n-ann'")
     assert faults_after(sqlite_filled, edit) == [
         "annotation n-ann was edited: its payload does not fit its event"
     ]

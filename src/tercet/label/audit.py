@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Text, cast, func, insert, select, update
 
 from tercet.label.ids import canonical, sha256
-from tercet.label.tables import annotation, assignment, chain, event, item
+from tercet.label.tables import ANSWERED, annotation, assignment, chain, event, item
 
 START = "0" * 64  # what the first event names as the hash before it
 MOST_FAULTS = 100
@@ -96,7 +96,7 @@ def _answers(conn: Connection, answers: dict[str, tuple[str, str]]) -> Iterator[
     rows = conn.execution_options(yield_per=200).execute(
         select(
             annotation.c.id,
-            annotation.c.payload,
+            cast(annotation.c.payload, Text).label("payload"),  # an edited one may be no JSON
             annotation.c.revision,
             assignment.c.id.label("assignment_id"),
             assignment.c.labeler_id,
@@ -108,17 +108,17 @@ def _answers(conn: Connection, answers: dict[str, tuple[str, str]]) -> Iterator[
         if known is None:
             yield f"annotation {row.id} has no event"
             continue
-        if known[1] != sha256(canonical(row.payload)):
+        if known[1] != _payload_hash(row.payload):
             yield f"annotation {row.id} was edited: its payload does not fit its event"
         if known[0] != row.labeler_id:
             yield f"annotation {row.id} belongs to another labeler than its event names"
-        if row.state not in ("done", "extra"):
+        if row.state not in ANSWERED:
             yield f"assignment {row.assignment_id} has an annotation but is {row.state}"
     for missing in sorted(told):
         yield f"annotation {missing} is missing: there is only its event"
     unanswered = (
         select(assignment.c.id)
-        .where(assignment.c.state.in_(("done", "extra")))
+        .where(assignment.c.state.in_(ANSWERED))
         .where(
             ~select(annotation.c.id).where(annotation.c.assignment_id == assignment.c.id).exists()
         )
@@ -144,6 +144,13 @@ def _counters(conn: Connection) -> Iterator[str]:
             yield f"item {id_} counts {leased} open assignments, there are {is_open}"
         if is_done > need:
             yield f"item {id_} has {is_done} counted answers, {need} were wanted"
+
+
+def _payload_hash(text: str) -> str:
+    try:
+        return sha256(canonical(json.loads(text)))
+    except (ValueError, RecursionError):
+        return "no JSON"
 
 
 def _ascii(value: Any) -> str:

@@ -1,5 +1,6 @@
 """`tercet label <sub>`: what each subcommand does."""
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,11 @@ def run(sub: str, argv: list[str]) -> int:
         raise ended(refused) from None
     except SQLAlchemyError as error:
         raise RunFailed(_trouble(refusal(error))) from None
+    except json.JSONDecodeError:
+        raise RunFailed(
+            "the store holds a value that is no JSON; `tercet label verify` names its row, restore "
+            "a backup"
+        ) from None
 
 
 def _trouble(refused: Refused) -> str:
