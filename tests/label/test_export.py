@@ -372,6 +372,9 @@ def test_postgresql_exports_the_same_bytes(full, tmp_path, postgres_url, monkeyp
 def test_the_manifest_tells_counts_and_hashes(full, tmp_path):
     manifest = export(full.store, tmp_path)
     assert manifest == json.loads((tmp_path / "manifest.json").read_text())
+    with pytest.raises(InputError):
+        export(full.store, tmp_path, project="nothing")
+    assert (tmp_path / "manifest.json").exists()  # a slip harms no export that is there
     for name, facts in manifest["files"].items():
         data = (tmp_path / name).read_bytes()
         assert facts["sha256"] == hashlib.sha256(data).hexdigest()

@@ -15,13 +15,12 @@ from sqlalchemy import Connection, Integer, Row, and_, bindparam, or_, select, u
 from tercet.label import ids, queue, tables
 from tercet.label.errors import not_found
 from tercet.label.people import Person
+from tercet.label.schema import applies
 from tercet.label.settings import Project, get
-from tercet.label.tables import assignment, insert_new, item
+from tercet.label.tables import ANSWERED, assignment, insert_new, item
 
 SWEEP = 100  # leases taken back in one transaction
 HOUR_MS = 3600 * 1000
-
-ANSWERED = ("done", "extra")
 
 
 # Statements are made once: making one costs more than running it.
@@ -213,11 +212,7 @@ def _view(
     settings = row.settings
     tags = row.tags or []
     schema = row.schema
-    asked = [
-        flag
-        for flag in schema["reply_flags"]
-        if not flag["tags"] or not tags or set(tags) & set(flag["tags"])
-    ]
+    asked = [flag for flag in schema["reply_flags"] if applies(flag["tags"], tags)]
     return {
         "id": row.id,
         "project": {

@@ -23,11 +23,10 @@ from tercet.label.export import export
 from tercet.label.schema import Kind
 from tercet.label.settings import Settings
 from tercet.label.store import Store
-from tercet.label.tables import assignment, item, labeler, project, prompt
+from tercet.label.tables import ANSWERED, FINAL, assignment, item, labeler, project, prompt
 from tercet.records import CandidateSet, InputError, Ranking
 
 CHUNK = 500  # candidate sets in one transaction, so that labelers need not wait for an import
-ANSWERED = ("done", "extra", "skipped", "reported")  # who did that gets the item no more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +172,7 @@ def count(conn: Connection, project_id: str) -> Count:
 def _answered(project_id: str) -> Any:
     """(item, labeler) that are through with each other."""
     return select(assignment.c.item_id, assignment.c.labeler_id).where(
-        assignment.c.project_id == project_id, assignment.c.state.in_(ANSWERED)
+        assignment.c.project_id == project_id, assignment.c.state.in_(FINAL)
     )
 
 
@@ -189,7 +188,7 @@ def _authored(project_id: str) -> Any:
         .where(
             item.c.project_id == project_id,
             prompt.c.project_id == project_id,  # so that it is found by its name
-            own.c.state.in_(("done", "extra")),
+            own.c.state.in_(ANSWERED),
         )
     )
 

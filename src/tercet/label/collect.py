@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, select
 
 from tercet.label.answers import Answer
 from tercet.label.labelers import Person, Tally
-from tercet.label.tables import annotation, assignment, candidate, item, labeler
+from tercet.label.tables import ANSWERED, annotation, assignment, candidate, item, labeler
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def has_people(conn: Connection, project_id: str) -> bool:
         .join(labeler, labeler.c.id == assignment.c.labeler_id)
         .where(
             assignment.c.project_id == project_id,
-            assignment.c.state.in_(("done", "extra")),
+            assignment.c.state.in_(ANSWERED),
             labeler.c.simulated.is_(False),
         )
         .limit(1)
@@ -114,7 +114,7 @@ def _people(conn: Connection, project_id: str, simulated: bool) -> list[Person]:
 
 def _answered_items(project_id: str):
     answered = select(assignment.c.item_id).where(
-        assignment.c.project_id == project_id, assignment.c.state.in_(("done", "extra"))
+        assignment.c.project_id == project_id, assignment.c.state.in_(ANSWERED)
     )
     return select(item.c.id, item.c.candidate_ids, item.c.gold, item.c.repeat_of).where(
         item.c.id.in_(answered)
@@ -152,7 +152,7 @@ def _latest(project_id: str):
             (newest.c.assignment_id == annotation.c.assignment_id)
             & (newest.c.revision == annotation.c.revision),
         )
-        .where(assignment.c.state.in_(("done", "extra")))
+        .where(assignment.c.state.in_(ANSWERED))
         .order_by(annotation.c.at, annotation.c.id)
     )
 

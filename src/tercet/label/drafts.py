@@ -7,10 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 
 from tercet.label import audit
-from tercet.label.assignment import ANSWERED, promise, renew
+from tercet.label.assignment import promise, renew
 from tercet.label.errors import Refused
 from tercet.label.mine import (
-    HANDED_BACK,
     OwnRow,
     active_ms_of,
     is_done,
@@ -18,7 +17,7 @@ from tercet.label.mine import (
     refuse_late_amending,
 )
 from tercet.label.people import Person
-from tercet.label.tables import assignment
+from tercet.label.tables import ANSWERED, FINAL, HANDED_BACK, assignment
 
 DRAFT_LIMIT = 192 * 1024  # bytes
 
@@ -103,7 +102,7 @@ def beat(
         Refused: 404 not theirs.
     """
     row = load(conn, person, assignment_id)
-    if row.state in (*ANSWERED, *HANDED_BACK):
+    if row.state in FINAL:
         return {"lease_until": row.lease_until, "state": row.state}
     kept = _kept(conn, now, row, opened)
     values = {**kept, "active_ms": active_ms_of(row, active_ms)}

@@ -77,18 +77,10 @@ def export(
     Raises:
         InputError: no such project, two answers that would have one id, or no folder to write to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(
-            f"{folder}: no folder that can be written ({error.strerror}); name another one"
-        ) from None
 
     def work(conn: Connection) -> dict[str, Any]:
         chosen = _projects(conn, project)
+        _begin(folder)
         files = _write_answers(conn, folder, chosen, pairs, gold, repeats)
         agreement = {
             row.name: _plain(asdict(quality(conn, row.id, _flags(conn, row.id))))
@@ -111,6 +103,19 @@ def export(
     manifest = store.read(work)
     _write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _begin(folder: Path) -> None:
+    """Makes the folder; what is there already is no whole export from now on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "manifest.json").unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{folder}: no folder that can be written ({error.strerror}); name another one"
+        ) from None
 
 
 def answers(

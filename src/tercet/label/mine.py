@@ -10,8 +10,6 @@ from tercet.label.errors import Refused, not_found
 from tercet.label.people import DAY_MS, Person
 from tercet.label.tables import assignment, item
 
-HANDED_BACK = ("skipped", "reported")
-
 OwnRow = Row[*tuple[Any, ...]]
 
 

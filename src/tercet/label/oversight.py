@@ -12,6 +12,7 @@ from tercet.label.collect import ranks_in
 from tercet.label.errors import not_found
 from tercet.label.importing import GOLD_NEED
 from tercet.label.tables import (
+    ANSWERED,
     annotation,
     assignment,
     candidate,
@@ -154,7 +155,7 @@ def members(conn: Connection, now: int) -> list[Member]:
         row[0]: (row[1], row[2])
         for row in conn.execute(
             select(assignment.c.labeler_id, func.count(), func.max(assignment.c.submitted_at))
-            .where(assignment.c.state.in_(("done", "extra")))
+            .where(assignment.c.state.in_(ANSWERED))
             .group_by(assignment.c.labeler_id)
         )
     }

@@ -6,10 +6,10 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from tercet.label import queue, tables
-from tercet.label.assignment import ANSWERED, amending_is_over
+from tercet.label.assignment import amending_is_over
 from tercet.label.people import DAY_MS, Person
 from tercet.label.settings import get
-from tercet.label.tables import annotation, assignment, guidelines_read, item
+from tercet.label.tables import ANSWERED, annotation, assignment, guidelines_read, item
 
 RECENT = 200  # answers whose median time is shown
 EXCERPT = 200  # characters of a prompt in a list

@@ -10,7 +10,7 @@ from tercet.label.errors import Refused, not_found
 from tercet.label.importing import Imported, add_candidate_sets, add_gold, add_prompts
 from tercet.label.schema import DEFAULT, Kind, LabelSchema, unstorable
 from tercet.label.settings import Project, Settings, get, parse
-from tercet.label.tables import assignment, item
+from tercet.label.tables import HANDED_BACK, assignment, item
 
 __all__ = [
     "Imported",
@@ -215,7 +215,7 @@ def progress(conn: Connection, project_id: str) -> Progress:
         ).where(item.c.project_id == project_id, item.c.gold.is_(None), item.c.repeat_of.is_(None))
     ).one()
     ordinary = and_(item.c.gold.is_(None), item.c.repeat_of.is_(None))
-    handed_back = assignment.c.state.in_(("skipped", "reported"))
+    handed_back = assignment.c.state.in_(HANDED_BACK)
     extra, skipped, labelers = conn.execute(
         select(
             func.coalesce(

@@ -8,10 +8,9 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, bindparam, func, 
 from tercet.label import ids, tables
 from tercet.label.people import Person
 from tercet.label.settings import Project
-from tercet.label.tables import QUEUED, assignment, insert_new, item
+from tercet.label.tables import ANSWERED, FINAL, QUEUED, assignment, insert_new, item
 
 REPEAT_AFTER = 20  # own answers before the first silent repeat
-FINAL = ("done", "extra", "skipped", "reported")  # this labeler is not asked again
 
 # Made once: an alias copies all columns of its table, and making a statement costs more than
 # running it.
@@ -152,7 +151,7 @@ def _allowed(project: Project, person: Person, wrote: Sequence[str]) -> list[Col
         authored = select(1).where(
             own.c.item_id.in_(same.correlate(item)),
             own.c.labeler_id == person.id,
-            own.c.state.in_(("done", "extra")),
+            own.c.state.in_(ANSWERED),
         )
         rules.append(~authored.exists())
     return rules
@@ -205,7 +204,7 @@ def _repeat(
         .where(
             assignment.c.labeler_id == person.id,
             assignment.c.project_id == project.id,
-            assignment.c.state.in_(("done", "extra")),
+            assignment.c.state.in_(ANSWERED),
             item.c.gold.is_(None),
             item.c.repeat_of.is_(None),
             item.c.state == "open",

@@ -37,7 +37,12 @@ class Flag(Model):
 
     def applies(self, prompt_tags: Sequence[str] | None) -> bool:
         """Is this asked of a prompt with those tags?"""
-        return not self.tags or not prompt_tags or bool(set(self.tags) & set(prompt_tags))
+        return applies(self.tags, prompt_tags)
+
+
+def applies(flag_tags: Sequence[str], prompt_tags: Sequence[str] | None) -> bool:
+    """Is a flag with those tags asked of a prompt with these?"""
+    return not flag_tags or not prompt_tags or not set(flag_tags).isdisjoint(prompt_tags)
 
 
 class LabelSchema(Model):

@@ -30,6 +30,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 STORE_VERSION = 1
 
+# States of an assignment; the others are open and expired.
+ANSWERED = ("done", "extra")
+HANDED_BACK = ("skipped", "reported")
+FINAL = (*ANSWERED, *HANDED_BACK)  # this labeler is not asked again
+
 metadata = MetaData()
 
 JSON = AnyJSON(none_as_null=True)  # None is SQL's NULL, so that `is null` finds it

@@ -11,11 +11,10 @@ from sqlalchemy import Connection, insert, select, update
 
 from tercet import __version__
 from tercet.label import audit, ids
-from tercet.label.assignment import ANSWERED, take_back
+from tercet.label.assignment import take_back
 from tercet.label.drafts import beat, keep_refused, save_draft
 from tercet.label.errors import Refused
 from tercet.label.mine import (
-    HANDED_BACK,
     OwnRow,
     active_ms_of,
     is_done,
@@ -25,7 +24,7 @@ from tercet.label.mine import (
 from tercet.label.own_work import history, stats
 from tercet.label.people import Person
 from tercet.label.schema import LabelSchema, check_payload, unstorable
-from tercet.label.tables import annotation, assignment, item, submission_key
+from tercet.label.tables import ANSWERED, HANDED_BACK, annotation, assignment, item, submission_key
 
 __all__ = [
     "amend",

@@ -29,7 +29,6 @@ from tercet.label.web.table import sorted_rows
 from tercet.records import InputError
 
 router = APIRouter(prefix="/admin")
-GROUPS = ("train", "heldout", "research")
 
 
 @router.get("")
@@ -293,7 +292,7 @@ async def people_page(request: Request) -> Response:
 async def _people_page(request: Request, **shown: Any) -> Response:
     person, found = await read(request, lambda conn, now, _: oversight.members(conn, now), "admin")
     shown = {"link": None, "invited": None, "days": None, **shown}
-    return pages.html("admin_people.html", person, members=found, groups=GROUPS, **shown)
+    return pages.html("admin_people.html", person, members=found, groups=people.GROUPS, **shown)
 
 
 @router.post("/people/invite")
@@ -307,7 +306,7 @@ async def invite(request: Request) -> Response:
     labeler_id = session.text(fields, "labeler")
     if not labeler_id and not 1 <= len(name) <= 80:
         raise Refused(422, "name", "give a name of 1 to 80 characters")
-    if group not in GROUPS:
+    if group not in people.GROUPS:
         raise Refused(422, "group", f"there is no group {group[:40]!r}")
 
     def job(conn: Connection, now: int, person: Person) -> tuple[str, str]:

@@ -18,9 +18,9 @@ from tercet.label.errors import Refused
 from tercet.label.people import Person
 from tercet.label.store import Store
 from tercet.label.web.security import SAFE, session_id
+from tercet.label.work import REASON_LIMIT
 
 TOUCH_MS = 60_000  # a session in use is pushed on once a minute, not on every request
-REASON_LIMIT = 2_000
 
 T = TypeVar("T")
 Work = Callable[[Connection, int, Person], T]
@@ -129,13 +129,11 @@ def reason(given: dict[str, Any]) -> str:
     """Why an item is skipped or reported.
 
     Raises:
-        Refused: 422, missing, too long, or holding characters that are no text.
+        Refused: 422, missing or too long; what it must be else is said by `work`.
     """
     value = given.get("reason")
     if not isinstance(value, str) or not value.strip() or len(value) > REASON_LIMIT:
         raise Refused(422, "bad-request", f"give a reason of 1 to {REASON_LIMIT} characters")
-    if "\0" in value or any("\ud800" <= c <= "\udfff" for c in value):
-        raise Refused(422, "bad-request", "the reason holds a character that is no text")
     return value.strip()
 
 
