@@ -1,3 +1,4 @@
+import json
 import re
 import sqlite3
 
@@ -288,6 +289,25 @@ def test_demonstrations_of_elsewhere_are_named_as_they_like(label, tmp_path):
     assert label("import", store, file)[:2] == (0, "restored 1 new answers, 0 known, in "
                                                    "Write replies\n")  # fmt: skip
     assert "0 new answers, 1 known" in label("import", store, file)[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"at": "noon"}, "a.jsonl:1: field 'at'"),
+        ({"at": 10**30}, "a.jsonl:1: field 'at'"),
+        ({"revision": 0}, "a.jsonl:1: field 'revision'"),
+        ({"shown": 5}, "a.jsonl:1: field 'shown'"),
+        ({"notes": ["x"]}, "a.jsonl:1: field 'notes'"),
+        ({"notes": {"other": "x"}}, "g/1: answers.jsonl tells of other replies"),
+    ],
+)
+def test_wrong_lines_about_answers_are_named(label, tmp_path, wrong, said):
+    ranking = gold_ranking(1).model_copy(update={"id": "g/1", "judge": "person"})
+    write_records(tmp_path / "r.jsonl", [ranking])
+    line = {"schema": "tercet.answer/1", "kind": "rank", "id": "g/1", "at": 1, **wrong}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n")
+    assert refused(label("import", tmp_path / "s.sqlite", *tmp_path.glob("?.jsonl")), said)
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, '{"seed":' + "9" * 5000 + "}"])

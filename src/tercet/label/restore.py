@@ -17,6 +17,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from tercet import __version__
 from tercet.label import audit, ids, people, projects, tables
+from tercet.label.answer_lines import AnswerLine
 from tercet.label.errors import Refused
 from tercet.label.export import ANSWER, FILES
 from tercet.label.schema import DEFAULT, Flag, Kind, LabelSchema, check_payload
@@ -74,7 +75,8 @@ def restore(
     for path in files:
         schema = _schema(path)
         if schema == ANSWER:
-            details.update(((str(row.get("kind")), str(row.get("id"))), row) for row in _rows(path))
+            for line in read_records(path, AnswerLine):
+                details[line.kind, line.id] = line.model_dump(exclude_unset=True, exclude_none=True)
         elif schema == "tercet.demonstration/1":
             parts.setdefault(("demonstration", None), []).extend(read_records(path, Demonstration))
         elif schema == "tercet.ranking/1":
@@ -380,6 +382,8 @@ def _version(
 
 def _payload(record: Record, told: Mapping[str, Any], replies: Mapping[str, str]) -> dict[str, Any]:
     shared = {"prompt_flags": told.get("prompt_flags", {}), "note": told.get("note", "")}
+    if not told.get("notes", {}).keys() <= replies.keys():
+        raise Refused(409, "replies", f"{record.id}: answers.jsonl tells of other replies")
     if isinstance(record, Demonstration):
         own = {"prompt": record.prompt} if _is_open(record) else {}
         return {"text": record.response, **own, **shared}
