@@ -114,6 +114,42 @@ def test_the_journal_has_a_change_before_the_server_answers(
     assert text(fake) is None
 
 
+def test_a_draft_whose_reply_was_lost_does_not_come_back_as_another_tabs(
+    context: BrowserContext, fake: Fake
+) -> None:
+    page, _ = opened(context, fake)
+    fake.lose_replies = True
+    page.evaluate("() => type('first')")
+    wait_text(page, fake, "first")
+    page.close()
+    fake.lose_replies = False
+
+    page, first = opened(context, fake)
+    assert first["text"] == "first"
+    page.evaluate("() => type('second')")
+    wait_saved(page)
+    kept = "async () => (await journal.drafts()).map((kept) => kept.draft.payload.text)"
+    assert page.evaluate(kept) == ["second"]
+
+
+def test_a_draft_of_another_assignment_that_the_server_has_is_dropped(
+    context: BrowserContext, fake: Fake
+) -> None:
+    page, _ = opened(context, fake)
+    fake.lose_replies = True
+    page.evaluate("() => type('first')")
+    wait_text(page, fake, "first")
+    page.close()
+    fake.lose_replies = False
+    fake.rows["a1"]["draft"]["more"] = True  # no longer word for word what was sent
+
+    fake.rows = dict(reversed(fake.rows.items()))
+
+    page, first = opened(context, fake)
+    assert first["id"] != "a1"
+    page.wait_for_function("async () => (await journal.drafts()).length === 0")
+
+
 def test_leaving_the_page_sends_the_last_change(context: BrowserContext, fake: Fake) -> None:
     page, _ = opened(context, fake)
     page.evaluate("() => { type('first'); }")

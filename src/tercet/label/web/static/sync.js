@@ -193,6 +193,9 @@ export class Sync extends EventTarget {
       this.#rev = together ? Math.max(this.#rev, kept.rev) : kept.rev;
       this.#seen = { [ours.page]: ours.n };
       this.#continues = kept.page;
+    } else if (together) {
+      // The reply was lost, not the draft. Later it would look like another tab's.
+      this.#journal.dropDraft(assignment.id, kept.page).catch((error) => this.#troubled(error));
     }
     this.#draft = assignment.draft;
     this.#dirty = Boolean(newer && !kept.saved);
@@ -350,7 +353,7 @@ export class Sync extends EventTarget {
         const headers = { "If-Match": String(rev) };
         settled = await this.#api
           .put(`/api/assignments/${assignment}/draft`, { draft, active_ms }, headers)
-          .catch(() => false);
+          .catch(({ body }) => has(body?.draft?.stamp, draft.stamp));
       }
       if (settled) await this.#journal.dropDraft(assignment, page);
     }
@@ -548,6 +551,9 @@ export class Sync extends EventTarget {
     this.#active = { total, last: performance.now(), watching: !document.hidden };
   }
 }
+
+/** Does a draft with the stamp `theirs` contain that with the stamp `ours`? */
+const has = (theirs, ours) => theirs?.page === ours.page && theirs.n >= ours.n;
 
 const words = ({ status, code, message, body }) => ({
   status, code, message, errors: body?.errors ?? [],
