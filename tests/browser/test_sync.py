@@ -70,6 +70,16 @@ def wait_text(page: Page, fake: Fake, wanted: str, name: str = "a1") -> None:
     assert text(fake, name) == wanted
 
 
+def wait_for_drafts(page: Page, count: int) -> None:
+    kept: list[Any] = []
+    for _ in range(100):
+        kept = page.evaluate("() => journal.drafts()")
+        if len(kept) == count:
+            return
+        page.wait_for_timeout(20)
+    assert len(kept) == count, kept
+
+
 def in_journal(page: Page, name: str = "a1") -> str | None:
     return page.evaluate("async (id) => (await journal.draft(id))?.draft.payload.text", name)
 
@@ -147,7 +157,7 @@ def test_a_draft_of_another_assignment_that_the_server_has_is_dropped(
 
     page, first = opened(context, fake)
     assert first["id"] != "a1"
-    page.wait_for_function("async () => (await journal.drafts()).length === 0")
+    wait_for_drafts(page, 0)
 
 
 def test_leaving_the_page_sends_the_last_change(context: BrowserContext, fake: Fake) -> None:
