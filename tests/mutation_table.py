@@ -1337,8 +1337,8 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "late answers are not said to be late",
         WORK,
-        "late = now > row.lease_until\n    about",
-        "late = False\n    about",
+        "late = now > row.lease_until\n    outcome",
+        "late = False\n    outcome",
         ANSWERS,
     ),
     Mutation(
@@ -1372,15 +1372,15 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "leases never end",
         ASSIGNMENT,
-        "assignment.c.lease_until <= now)",
-        "assignment.c.lease_until <= 0)",
+        'assignment.c.lease_until <= bindparam("now")',
+        'assignment.c.lease_until <= 0 * bindparam("now")',
         GIVING,
     ),
     Mutation(
         "items promised without limit",
         ASSIGNMENT,
-        '.where(item.c.id == item_id, item.c.state == "open", _wanted())',
-        '.where(item.c.id == item_id, item.c.state == "open")',
+        '.where(item.c.id == bindparam("item"), item.c.state == "open", _WANTED)',
+        '.where(item.c.id == bindparam("item"), item.c.state == "open")',
         GIVING,
     ),
     Mutation(
@@ -1470,7 +1470,7 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "an edited answer passes",
         AUDIT,
-        "if known[1] != sha256(canonical(row.payload)):",
+        "if known[1] != _payload_hash(row.payload):",
         "if False:",
         CHAIN,
     ),
