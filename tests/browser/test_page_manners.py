@@ -22,6 +22,12 @@ def ranking(live: Live, context: BrowserContext) -> Task:
     return live.task(context, live.account("ann"), project)
 
 
+def settled(task: Task) -> None:
+    """Nothing is under way any more: the server may end."""
+    task.wait_saved()
+    task.page.wait_for_load_state("networkidle")
+
+
 def test_undo_goes_back_to_the_reply_whose_rank_it_takes(
     tmp_path: Path, new_context: NewContext
 ) -> None:
@@ -29,6 +35,7 @@ def test_undo_goes_back_to_the_reply_whose_rank_it_takes(
         task = ranking(live, new_context())
         task.press("2", "z", "1")  # a slip, taken back, done again
         assert task.ui()["slots"] == ["A", "", ""]
+        settled(task)
 
 
 def test_a_key_held_down_ranks_one_reply(tmp_path: Path, new_context: NewContext) -> None:
@@ -37,6 +44,7 @@ def test_a_key_held_down_ranks_one_reply(tmp_path: Path, new_context: NewContext
         for _ in range(3):
             task.page.keyboard.down("1")  # the second and third are repeats
         assert task.ui()["slots"] == ["A", "", ""]
+        settled(task)
 
 
 def test_a_key_of_ones_own_may_have_shift(tmp_path: Path, new_context: NewContext) -> None:
@@ -48,6 +56,7 @@ def test_a_key_of_ones_own_may_have_shift(tmp_path: Path, new_context: NewContex
         task.page.wait_for_selector("#help", state="detached")
         task.press("Shift+X")
         assert task.ui()["slots"] == ["", "", ""]
+        settled(task)
 
 
 def test_the_choice_between_two_tabs_stays_until_it_is_made(
