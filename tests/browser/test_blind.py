@@ -195,6 +195,8 @@ def test_no_answer_names_a_policy_or_how_it_sampled(
     page.goto(f"{live.url}/amend/{live.answers()[0].assignment_id}")
     page.wait_for_selector("article")
     scan.read(page)
+    page.wait_for_load_state("networkidle")  # what the page fetches ahead is read too
+    context.unroute_all(behavior="wait")
     assert len(live.answers()) >= 5  # gold items among them
     assert scan.seen > 100
     assert scan.found == []
