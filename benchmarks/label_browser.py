@@ -139,7 +139,7 @@ def main() -> int:
         "javascript_and_css_bytes": figures["weight"]["javascript_and_css_bytes"],
     }
     result = {
-        **environment(None, sys.argv, 1, {}),
+        **environment(None, ["python", "-m", "benchmarks.label_browser", *sys.argv[1:]], 1, {}),
         "chromium": version,
         "load_average_before": round(before, 2),
         "options": {name: value for name, value in vars(options).items() if name != "out"},
