@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tercet.label.store import Store  # noqa: E402
-from tercet.records import Candidate, CandidateSet, Prompt  # noqa: E402
+from tercet.records import CandidateSet, Prompt, read_records  # noqa: E402
 from tests.browser.harness import Served  # noqa: E402
 from tests.label.crowd import crowd  # noqa: E402
 
@@ -23,44 +23,11 @@ IMAGES = ROOT / "docs" / "images"
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 
-PROMPT = (
-    "My sourdough bread comes out dense and a little gummy, although I bake it for 45 minutes. "
-    "What should I change first?"
-)
-REPLIES = (
-    "Most dense, gummy loaves are under-fermented. Give the dough more time at room temperature: "
-    "let it grow by about half, until it wobbles and has bubbles at the edge. Change nothing else "
-    "for one bake, so that you see whether it was that.\n\nThen let the bread cool for two hours "
-    "before cutting; warm crumb is always gummy.",
-    "There can be many reasons. Flour, water, salt, temperature, time and the oven all matter. "
-    "Experiment until you like the result.",
-    "Let the dough ferment longer before shaping it, until it has grown by half. If the crumb is "
-    "still gummy, bake to 97 °C inside and cool it fully before you cut it.",
-    "Bake it for 20 minutes at 120 °C.",
-    "Add a packet of baking powder and twice the salt. Bread is dense when there is too little "
-    "salt in it, as every baker knows.",
-)
+EXAMPLES = {s.id: s for s in read_records(ROOT / "examples" / "candidates.jsonl", CandidateSet)}
+REPLIES = [candidate.text for candidate in EXAMPLES["bread"].candidates]
 JUDGED = ("7", "3q", "6", "1qp", "1qep")
 """Keys that rate each of them: the rating, and questions that are answered with yes."""
 RANKED = {0: "1", 2: "1", 1: "2"}
-EDITED = (
-    "The train leaves at 9:40 from platform 3 and reaches the coast at noon.",
-    "The train leaves at 9:14 from platform 3 and reaches the coast shortly after noon, with one "
-    "change in between.",
-    "Trains run often; look at the board.",
-)
-
-
-def candidate_set(name: str, prompt: str, replies: tuple[str, ...]) -> CandidateSet:
-    return CandidateSet(
-        id=name,
-        prompt_id=name,
-        prompt=prompt,
-        candidates=tuple(
-            Candidate(id=f"{n}", text=text, policy="sft", temperature=1.0, seed=n, finish="stop")
-            for n, text in enumerate(replies)
-        ),
-    )
 
 
 def page_of(
@@ -84,7 +51,7 @@ def begin(page: Page) -> None:
 
 
 def shown(page: Page, letter: str) -> int:
-    """Which of REPLIES has this letter: the order is drawn for each labeler."""
+    """Which of the replies has this letter: the order is drawn for each labeler."""
     text = page.locator(f"article[data-letter={letter}]").inner_text()
     return next(n for n, reply in enumerate(REPLIES) if reply[:30] in text)
 
@@ -96,7 +63,7 @@ def save(page: Page, name: str) -> None:
 
 
 def ranking(browser: Browser, folder: Path) -> None:
-    with Served(folder, [candidate_set("bread", PROMPT, REPLIES)]) as served:
+    with Served(folder, [EXAMPLES["bread"]]) as served:
         page = page_of(browser, served.labeler)
         save(page, "home")
         begin(page)
@@ -123,9 +90,7 @@ def ranking(browser: Browser, folder: Path) -> None:
 
 
 def comparing(browser: Browser, folder: Path) -> None:
-    prompt = "When does the morning train to the coast leave?"
-    flags = ("--no-rate",)
-    with Served(folder, [candidate_set("train", prompt, EDITED)], *flags) as served:
+    with Served(folder, [EXAMPLES["train"]], "--no-rate") as served:
         page = page_of(browser, served.labeler)
         begin(page)
         letters = {
@@ -156,7 +121,7 @@ def writing(browser: Browser, folder: Path) -> None:
 def quality(browser: Browser, folder: Path) -> None:
     with Store.open(folder / "candidates.sqlite") as store:  # the one that `serve` will open
         crowd(store, labelers=12, items=400, answers=900, k=5)
-    with Served(folder, [candidate_set("bread", PROMPT, REPLIES)], "--project", "Bread") as served:
+    with Served(folder, [EXAMPLES["bread"]], "--project", "Bread") as served:
         page = page_of(browser, served.admin, 1280, 1500)
         href = page.get_by_role("link", name="Quality").last.get_attribute("href")
         page.goto(f"{served.url}{href}")
