@@ -5,7 +5,6 @@ with running(store) as served:
 """
 
 import errno
-import gc
 import os
 import signal
 import socket
@@ -270,6 +269,8 @@ def _check_certificate(certificate: Path, key: Path) -> None:
 
 
 def _serve_here(server: Any, listener: socket.socket) -> None:
+    from tercet.label.web.app import collect_rarely
+
     def stop(*_: object) -> None:
         server.should_exit = True
 
@@ -281,14 +282,6 @@ def _serve_here(server: Any, listener: socket.socket) -> None:
     finally:
         for sig, handler in before.items():
             signal.signal(sig, handler)
-
-
-def collect_rarely() -> None:
-    """For a process that only serves. A full garbage collection walks all objects, most of them
-    made at start-up to stay; every request would wait 70 to 100 ms for it, every few seconds."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def _serve_workers(database: str, listener: socket.socket, address: Address, workers: int) -> None:
