@@ -443,6 +443,7 @@ export class Sync extends EventTarget {
       this.#status();
       const entry = waiting[0];
       if (!entry) break;
+      await this.#putting; // this loop may meet an answer before its own draft has arrived
       try {
         const answer = await this.#send(entry);
         this.#worked();
