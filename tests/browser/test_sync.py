@@ -375,6 +375,24 @@ def test_an_answer_does_not_overtake_the_draft_before_it(
     assert answer.at - draft.at >= 0.3
 
 
+def test_a_queue_under_way_waits_for_the_draft_of_the_answer_that_it_meets(
+    context: BrowserContext, fake: Fake
+) -> None:
+    page, _ = opened(context, fake)
+    fake.delay_s = 0.3
+    page.evaluate(
+        """async () => {
+          await sync.submit({ i: 1 });
+          await new Promise((done) => setTimeout(done, 150));
+          type('last change');
+          await sync.submit({ i: 2 });
+        }"""
+    )
+    wait_saved(page)
+    (draft,), (answer,) = fake.named("PUT", "a2/draft"), fake.named("POST", "a2/submit")
+    assert answer.at - draft.at >= 0.3
+
+
 def test_answers_given_offline_are_sent_in_order_each_under_one_key(
     context: BrowserContext, fake: Fake
 ) -> None:
