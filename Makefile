@@ -16,7 +16,8 @@ demo: $(STAMP)
 	$(BIN)/tercet run recipes/demo.toml $(if $(SEED),--seed $(SEED))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" --ignore tests/browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/browser  # Playwright keeps an event loop running
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
