@@ -290,7 +290,7 @@ def cell(value: Any, form: str) -> str:
 def child(benchmark: Benchmark, options: argparse.Namespace) -> int:
     """Run one engine and append its rows, each as soon as it is there."""
     if options.device == "cpu":
-        torch.set_num_threads(2)
+        torch.set_num_threads(1)  # toys; more threads only spin
     if options.child == "machine":
         emit(options.rows, machine(device(options), options.small))
         return 0

@@ -25,6 +25,7 @@ from transformers import (
 from tercet.model import load
 from tercet.model.attention import NAME
 from tercet.model.classes import ScalarHead
+from tercet.model.compile import compile_layers
 
 SMALL_VOCABULARY = 512
 
@@ -152,3 +153,8 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
     )
+
+
+def compiled(model: nn.Module, when: str) -> bool:
+    """Compile the layers of a model that trains, where tercet can; says whether it was done."""
+    return compile_layers(model, when)  # type: ignore[arg-type]
