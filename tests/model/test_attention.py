@@ -275,7 +275,7 @@ def test_block_kinds_cover_the_dense_mask(window: int | None) -> None:
 def test_block_mask_gives_the_dense_mask(window: int | None) -> None:
     tree = pack([Document(ids(40), [ids(70), ids(60)]), Document(ids(33))], rows="gpu")
     length = tree.tokens.shape[1]
-    mask = block_mask(tree.document, tree.branch, tree.position, window)
+    mask = block_mask(tree.document, tree.branch, tree.position, window, branches=3)
     place = torch.arange(length)
     zero = torch.zeros((), dtype=torch.long)
     dense = mask.mask_mod(zero, zero, place[:, None], place[None, :])

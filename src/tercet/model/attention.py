@@ -42,11 +42,24 @@ class Layout:
     Not a dataclass: FSDP2 copies dataclasses on their way into each layer, and the masks with them.
     """
 
-    def __init__(self, document: Tensor, branch: Tensor, position: Tensor) -> None:
+    def __init__(
+        self, document: Tensor, branch: Tensor, position: Tensor, branches: int | None = None
+    ) -> None:
         self.document = document
         self.branch = branch
         self.position = position
+        # Above every branch number. Given when known: asking a GPU for it would wait for the GPU.
+        self.branches = int(branch.max()) + 1 if branches is None else branches
         self.masks: dict[tuple[str, int | None], Any] = {}
+
+    def prepare(self, model: Any) -> None:
+        """Make the masks that this model's layers will ask for, before any of them runs.
+
+        A compiled layer then only looks them up, and its guards hold from batch to batch.
+        """
+        make = self.block_mask if fused(self.document.device, model.dtype) else self.dense_mask
+        for window in windows(model.config):
+            make(window)
 
     def dense_mask(self, window: int | None) -> Tensor:
         """(R, 1, L, L) bool: row token i sees column token j."""
@@ -69,8 +82,24 @@ class Layout:
         if key not in self.masks:
             from tercet.model.blocks import block_mask
 
-            self.masks[key] = block_mask(self.document, self.branch, self.position, window)
+            self.masks[key] = block_mask(
+                self.document, self.branch, self.position, window, self.branches
+            )
         return self.masks[key]
+
+
+def windows(config: Any) -> set[int | None]:
+    """The sliding windows that the layers of a model give to attention; None is the whole past."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return {window}
+    return {window if kind == "sliding_attention" else None for kind in kinds}
+
+
+def fused(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether FlexAttention computes: it knows no float64, and no backward pass on the CPU."""
+    return device.type == "cuda" and dtype != torch.float64
 
 
 def tree_attention(
@@ -112,7 +141,7 @@ def tree_attention(
             "this model was loaded for tercet, whose attention needs tree= or cache_view=; "
             'for other uses call model.set_attn_implementation("sdpa") first'
         )
-    if query.is_cuda and query.dtype != torch.float64:
+    if fused(query.device, query.dtype):
         output = _flex(query, key, value, layout.block_mask(sliding_window), scale, softcap)
     elif softcap is not None:
         output = _capped(query, key, value, layout.dense_mask(sliding_window), scale, softcap)
@@ -177,13 +206,15 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, fullgraph=True)
 
 
-@cache
-def _cap(softcap: float) -> Any:
-    # One function object a value: a new closure at every layer would be compiled again.
+def _capped_by(softcap: float) -> Any:
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return softcap * torch.tanh(score / softcap)
 
     return capped
+
+
+# One function object a value: a new closure at every layer would be compiled again.
+_cap = cache(_capped_by)
 
 
 def _flex(
@@ -194,11 +225,18 @@ def _flex(
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
-    return _compiled_flex()(
+    if torch.compiler.is_compiling():
+        # Part of a compiled layer: the kernel joins its graph. Caches are not looked into there.
+        from torch.nn.attention.flex_attention import flex_attention as flex
+
+        cap = _capped_by
+    else:
+        flex, cap = _compiled_flex(), _cap
+    return flex(
         query,
         key,
         value,
-        score_mod=None if softcap is None else _cap(softcap),
+        score_mod=None if softcap is None else cap(softcap),
         block_mask=block_mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],

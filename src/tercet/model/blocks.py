@@ -16,12 +16,16 @@ BLOCK = 128
 FILLER = 2**31
 
 
-def block_mask(document: Tensor, branch: Tensor, position: Tensor, window: int | None) -> BlockMask:
-    """Visibility of `TokenTree` tokens; documents must ascend along each row, filler (-1) last."""
+def block_mask(
+    document: Tensor, branch: Tensor, position: Tensor, window: int | None, branches: int
+) -> BlockMask:
+    """Visibility of `TokenTree` tokens; documents must ascend along each row, filler (-1) last.
+
+    `branches` is above every branch number. Nothing here waits for the GPU.
+    """
     visible, full = block_kinds(document, branch, position, window)
-    width = int(branch.max()) + 1
-    root = (document * width).to(torch.int32)
-    group = (document * width + branch).to(torch.int32)
+    root = (document * branches).to(torch.int32)
+    group = (document * branches + branch).to(torch.int32)
     place = position.to(torch.int32)
     # The last position out of sight; a tensor, because a captured number would be compiled in.
     hidden = None if window is None else place - window

@@ -51,7 +51,7 @@ def check_architecture(model: Any) -> None:
         tree = pack([document], device=model.device)
         ours = tree.replies(logprobs(model, tree, where="replies"))
         theirs = _separate(model, document, tree)
-    _check_window(config, tree)
+    _check_window(model, document)
     tolerance = 1e-3 if ours.dtype == theirs.dtype == model.dtype else 0.1
     difference = float((ours - theirs).abs().max())
     if not difference <= tolerance:
@@ -79,10 +79,14 @@ def _separate(model: Any, document: Document, tree: TokenTree) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def _check_window(config: Any, tree: TokenTree) -> None:
+def _check_window(model: Any, document: Document) -> None:
+    config = model.config
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None)
     expected = window is not None and (layers is None or "sliding_attention" in layers)
+    tree = pack([document], device=model.device)
+    with torch.no_grad():
+        model.base_model(**tree.inputs)  # not `logprobs`, which prepares masks by the config
     seen = {key[1] for key in tree.layout.masks}
     if expected and getattr(config, "use_sliding_window", True) and window not in seen:
         raise InputError(

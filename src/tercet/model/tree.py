@@ -305,6 +305,7 @@ def tree_logprobs(
 ) -> Any:
     """Body of `logprobs`; `tercet.model.load` binds it to each causal model."""
     assert temperature > 0, "temperature must be positive"
+    tree.layout.prepare(self)
     hidden_RLD = self.base_model(**tree.inputs).last_hidden_state
     index_M = tree.select(where)
     hidden_MD = hidden_RLD.flatten(0, 1)[tree.previous.flatten()[index_M]]
@@ -324,5 +325,6 @@ def scalars(model: Any, tree: TokenTree) -> Tensor:
     A reward is `tree.at_last(scalars(...))`; the values V_t of reply tokens are
     `tree.replies(tree.at_previous(scalars(...)))`.
     """
+    tree.layout.prepare(model)
     values_RL = model(**tree.inputs).logits.squeeze(-1)
     return values_RL if values_RL.dtype == torch.float64 else values_RL.float()

@@ -1,0 +1,55 @@
+"""Decoder layers through torch.compile: one graph a kind of layer and length of a pack.
+
+    compile_layers(model)             # on a GPU, when the model is worth it
+    compile_layers(model, "on")       # always
+    copy.deepcopy(model)              # a plain copy: it computes as if nothing had been compiled
+
+Layers are compiled in place: names in `state_dict`, hooks, adapters and activation checkpointing
+stay as they are. Compilation happens at the first call, again for each new pack length and
+for training, scoring, precision; all layers of a kind share the graph, and masks are made outside
+of it (`Layout.prepare`), so that no batch compiles anything again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tercet.model.load import decoder_layers, unwrap
+from tercet.model.support import VERIFIED
+
+When = Literal["auto", "on", "off"]
+
+WORTH = 50_000_000
+"""Parameters in the layers from which "auto" compiles: a smaller model is done before that."""
+GRAPHS = 256
+"""Graphs of one layer class. Policies, values and rewards of one architecture share the count."""
+
+
+def compile_layers(
+    model: nn.Module, when: When = "auto", backend: str | Callable[..., Any] = "inductor"
+) -> bool:
+    """Compile each decoder layer in place; whether it was done. Call it after `adapt`.
+
+    "auto" compiles on a GPU, layers of 50 million parameters or more, of verified architectures.
+    A layer that cannot be compiled whole, or more than GRAPHS graphs, is an error at the call and
+    never a silent fall back to slow code.
+    """
+    layers = decoder_layers(model)
+    if when == "off" or (when == "auto" and not _pays(model, layers)):
+        return False
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(GRAPHS, config.recompile_limit)
+    config.accumulated_recompile_limit = max(4 * GRAPHS, config.accumulated_recompile_limit)
+    for layer in layers:
+        layer.compile(fullgraph=True, dynamic=False, backend=backend)
+    return True
+
+
+def _pays(model: nn.Module, layers: list[nn.Module]) -> bool:
+    size = sum(p.numel() for layer in layers for p in layer.parameters())
+    on_gpu = all(p.is_cuda for layer in layers for p in layer.parameters())
+    return on_gpu and size >= WORTH and unwrap(model).config.model_type in VERIFIED
