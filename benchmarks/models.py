@@ -144,14 +144,17 @@ def texts(lengths: Sequence[int], vocabulary: int, seed: int) -> list[list[int]]
     return [torch.randint(3, vocabulary, (n,), generator=generator).tolist() for n in lengths]
 
 
-def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One word an id. The pad is an id that the model does not have, so it never draws one."""
-    words = {f"w{i}": i for i in range(3, vocabulary)}
-    words |= {"<unk>": 0, "<bos>": 1, "<eos>": 2, "<pad>": vocabulary}
+def tokenizer(vocabulary: int, pad: int = 0) -> PreTrainedTokenizerFast:
+    """One word an id. A pad of `vocabulary` is an id that no model draws and none can embed."""
+    words = {f"w{i}": i for i in range(3, vocabulary)} | {"<unk>": 0, "<bos>": 1, "<eos>": 2}
+    words |= {"<pad>": pad} if pad else {}
     backend = Tokenizer(WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()  # type: ignore[assignment]
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        eos_token="<eos>",
+        pad_token="<pad>" if pad else "<unk>",
     )
 
 
