@@ -1,16 +1,12 @@
 """Packing by hand, and the chunked head against plain log-softmax."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
-from tercet.model import head
-from tercet.model.head import head_logprobs
 from tercet.model.load import load_policy, load_scalar
 from tercet.model.tree import (
     Document,
@@ -217,64 +213,6 @@ def test_where_limits_what_is_computed(tmp_path: Any) -> None:
     assert torch.equal(everything != 0, tree.previous >= 0)
 
 
-class Head(nn.Module):
-    """The parts of a causal model that the head reads."""
-
-    def __init__(self, width: int, vocabulary: int, bias: bool, **config: Any) -> None:
-        super().__init__()
-        self.head = nn.Linear(width, vocabulary, bias=bias, dtype=torch.float64)
-        self.config = SimpleNamespace(**config)
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.head
-
-
-def plain(model: Head, hidden: Tensor, target: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    logits = model.head(hidden) * getattr(model.config, "logit_scale", 1.0)
-    if (cap := getattr(model.config, "final_logit_softcapping", None)) is not None:
-        logits = cap * torch.tanh(logits / cap)
-    distribution = torch.distributions.Categorical(logits=logits / tau)
-    return distribution.log_prob(target), distribution.entropy()
-
-
-@pytest.mark.parametrize("chunk", [10**9, 64, 21])
-@pytest.mark.parametrize(
-    ("bias", "config"),
-    [(True, {}), (False, {"final_logit_softcapping": 2.0, "logit_scale": 0.5})],
-)
-def test_chunked_head_equals_plain_log_softmax(
-    chunk: int, bias: bool, config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(head, "KEEP_ELEMENTS", 0 if chunk < 10**9 else 10**9)
-    monkeypatch.setattr(head, "CHUNK_ELEMENTS", chunk)
-    torch.manual_seed(0)
-    model = Head(6, 21, bias, **config)
-    hidden = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 21, (10,))
-    inputs = [hidden, *model.parameters()]
-    weights = torch.randn(2, 10, dtype=torch.float64)
-    got = head_logprobs(model, hidden, target, 0.7, entropy=True)
-    expected = plain(model, hidden, target, 0.7)
-    for a, b in zip(got, expected, strict=True):
-        assert torch.allclose(a, b, atol=1e-12)
-    ours = torch.autograd.grad((torch.stack(got) * weights).sum(), inputs)
-    theirs = torch.autograd.grad((torch.stack(expected) * weights).sum(), inputs)
-    for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a, b, atol=1e-12)
-
-
-def test_a_frozen_head_still_passes_gradients_to_the_backbone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(head, "KEEP_ELEMENTS", 0)
-    model = Head(6, 21, bias=True).requires_grad_(False)
-    hidden = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(0, 21, (10,))
-    ours = torch.autograd.grad(head_logprobs(model, hidden, target, 1.0, False)[0].sum(), hidden)
-    theirs = torch.autograd.grad(plain(model, hidden, target, 1.0)[0].sum(), hidden)
-    assert torch.allclose(ours[0], theirs[0], atol=1e-12)
-
-
 def test_probabilities_over_the_vocabulary_sum_to_one(tmp_path: Any) -> None:
     """I1, I9: one reply a vocabulary entry."""
     policy = load_policy(saved("gpt2", tmp_path))
@@ -282,20 +220,3 @@ def test_probabilities_over_the_vocabulary_sum_to_one(tmp_path: Any) -> None:
     with torch.no_grad():
         logp = logprobs(policy, tree, where="replies")
     assert float(tree.at_last(logp).exp().sum()) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_the_head_runs_in_bfloat16_under_autocast_both_ways(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    policy = load_policy(saved("llama", tmp_path, initializer_range=0.05))
-    tree = pack([Document([5] * 9, prompt_weight=1.0)])
-    gradients = []
-    for keep in (0, 10**9):
-        monkeypatch.setattr(head, "KEEP_ELEMENTS", keep)
-        policy.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
-            values = logprobs(policy, tree)
-        values.sum().backward()
-        gradients.append(policy.lm_head.weight.grad.clone())
-    assert values.dtype == torch.float32
-    assert torch.allclose(*gradients, rtol=2e-2, atol=2e-2)
