@@ -224,7 +224,10 @@ def environment_of(name: str, options: argparse.Namespace) -> dict[str, str]:
     root = str(Path(__file__).parents[1])
     inherited = os.environ.get("PYTHONPATH", "")
     folders = [root, *own, *([inherited] if inherited else [])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    changed = {"PYTHONPATH": os.pathsep.join(folders)}
+    if name.startswith("trl"):  # its tensors come in many sizes; without this it fits less
+        changed["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    return os.environ | changed
 
 
 def last_error(lines: Sequence[str], code: int) -> str:
