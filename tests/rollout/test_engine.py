@@ -201,7 +201,7 @@ def test_the_models_mode_and_gradients_come_back(llama: Any) -> None:
         ([[5]], {"top_k": -1}, "top_k"),
         ([[5]], {"slots": 0}, "slots"),
         ([[5]], {"samples": -1}, "samples"),
-        ([[5]], {"keys": [1, 2]}, "1 prompts, but 1 samples and 2 keys"),
+        ([[5]], {"keys": [1, 2]}, "1 prompts, but 1 samples, 1 max_new_tokens and 2 keys"),
     ],
 )
 def test_wrong_input_is_refused(llama: Any, prompts: Any, changes: Any, words: str) -> None:

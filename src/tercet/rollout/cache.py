@@ -1,26 +1,78 @@
-"""Keys and values of live replies, and the attention that reads them.
+"""Keys and values of prompts and of live replies, and the attention that reads them.
 
 An object of this file is given to the model as the keyword `cache_view`; the registered attention
 hands every layer's query, key and value to its `attend`. Index j of a slot holds position j, so a
-sliding window by position is a window on the index.
+sliding window by position is a window on the index. What belongs to one layer hangs on its
+attention module: looked up by a number, it would have every layer compiled by itself.
 
-Legend: R rows (live slots), H key/value heads, G query heads of one of them, L positions read,
-T positions stored, D head width.
+Shape suffixes: R rows (live slots), S slots, H key/value heads, G query heads of one of them, L
+positions read, T positions stored, D head width, M tokens.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tercet.model.attention import tree_attention
+from tercet.model.tree import Document, pack
+from tercet.rollout.operators import slot_attention
+
+UNIT = 64
+"""On a GPU, stored positions are a multiple of this: few lengths, aligned rows."""
 
 
-class PromptReader:
-    """Keeps the keys and values of a batch of prompts, padded on the right, while they are read."""
+@dataclass(frozen=True)
+class Layers:
+    """The attention modules of a model in order, and what each keeps of a token."""
 
-    def __init__(self, layers: int) -> None:
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * layers
-        self._bias: dict[int | None, Tensor] = {}
+    modules: list[nn.Module]
+    heads: int
+    width: int
+    dtype: torch.dtype
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token in all layers."""
+        return len(self.modules) * 2 * self.heads * self.width * self.dtype.itemsize
+
+
+class _Probe:
+    """Meets every attention module once, with one token."""
+
+    def __init__(self) -> None:
+        self.met: list[tuple[nn.Module, Tensor]] = []
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: object
+    ) -> Tensor:
+        self.met.append((module, key))
+        return value.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(1, 2)
+
+
+@torch.no_grad()
+def attention_layers(model: PreTrainedModel) -> Layers:
+    """Found by running the model on one token, under the caller's autocast."""
+    probe = _Probe()
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    model.base_model(input_ids=ids, position_ids=ids, use_cache=False, cache_view=probe)
+    shapes = {(key.shape[1], key.shape[3], key.dtype) for _, key in probe.met}
+    assert len(shapes) == 1, f"layers keep different things of a token: {shapes}"
+    (heads, width, dtype) = shapes.pop()
+    return Layers([module for module, _ in probe.met], heads, width, dtype)
+
+
+class _Reader:
+    """Packed prompts under the attention of trees; every layer's keys and values stay behind."""
+
+    def __init__(self, layout: object) -> None:
+        self.layout = layout
 
     def attend(
         self,
@@ -32,48 +84,98 @@ class PromptReader:
         sliding_window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        """Causal attention of (R, heads, length, D) queries; returns (R, length, heads, D)."""
-        self.layers[module.layer_idx] = key, value  # type: ignore[index]
-        length = query.shape[2]
-        if sliding_window is not None and sliding_window >= length:
-            sliding_window = None
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        if softcap is None and sliding_window is None:
-            out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
-        else:
-            if sliding_window not in self._bias:
-                index = torch.arange(length, device=query.device)
-                behind = index[:, None] - index
-                seen = (behind >= 0) & (behind < (sliding_window or length))
-                self._bias[sliding_window] = _bias(seen, query.dtype)
-            out = _attention(query, key, value, self._bias[sliding_window], scaling, softcap)
-        return out.transpose(1, 2)
+        module.read_key, module.read_value = key, value  # type: ignore[assignment]
+        return tree_attention(
+            module,
+            query,
+            key,
+            value,
+            scaling=scaling,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            tree=self.layout,
+        )[0]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Keys and values of prompts that were read together.
+
+    `entries` is (layers, 2, rows, H, length, D) of the pack; prompt i begins at `start[i]` of the
+    flattened (rows * length) tokens and has `size[i]` of them.
+    """
+
+    entries: Tensor
+    start: list[int]
+    size: list[int]
+
+
+@torch.no_grad()
+def read_prompts(
+    model: PreTrainedModel, layers: Layers, prompts: Sequence[Sequence[int]], budget: int
+) -> Prompts:
+    """Run the model over prompts, packed end to end; each has at least one token."""
+    tree = pack([Document(prompt) for prompt in prompts], budget, device=model.device)
+    tree.layout.prepare(model)
+    model.base_model(
+        input_ids=tree.tokens,
+        position_ids=tree.position,
+        use_cache=False,
+        cache_view=_Reader(tree.layout),
+    )
+    parts = []
+    for module in layers.modules:
+        parts += [module.read_key, module.read_value]
+        del module.read_key, module.read_value
+    entries = torch.stack(parts).unflatten(0, (-1, 2))  # type: ignore[arg-type]
+    document = tree.document.flatten().cpu()
+    start = torch.full((len(prompts),), len(document))
+    known = document >= 0
+    start.scatter_reduce_(0, document[known], torch.arange(len(document))[known], "amin")
+    return Prompts(entries, start.tolist(), list(map(len, prompts)))
 
 
 class SlotCache:
-    """Fixed storage (layers, 2, slots, H, T, D) for replies that grow by one token a step.
+    """Fixed storage (layers, 2, S, H, T, D) for replies that grow by one token a step."""
 
-    The first `rows` slots are live. Storage is allocated by the first layer that runs, which knows
-    H, D and the dtype, and is zero at first: 0 x NaN of fresh memory would leak through the mask.
-    """
-
-    def __init__(self, layers: int, slots: int, length: int, device: torch.device) -> None:
-        # On a GPU a few lengths recur, so its allocator reuses blocks and kernels stay aligned.
-        self.unit = 64 if device.type == "cuda" else 1
-        self.length = _round_up(length, self.unit)
+    def __init__(self, layers: Layers, slots: int, length: int, device: torch.device) -> None:
         self.layers, self.slots, self.device = layers, slots, device
-        self._storage: Tensor | None = None
-
-    def begin_step(self, position_R: Tensor, lowest: int, highest: int) -> None:
-        """Says where each live slot writes next: `position_R` int64, `lowest` to `highest`."""
-        self._rows = len(position_R)
-        self._position = position_R
+        self.length = stored_length(length, device)
+        # Zeros: 0 x NaN of fresh memory would leak through the masks of the plain path.
+        shape = (len(layers.modules), 2, slots, layers.heads, self.length, layers.width)
+        self.storage = torch.zeros(shape, dtype=layers.dtype, device=device)
+        self.fused = device.type == "cuda" and layers.dtype != torch.float64
+        """Attention by the Triton kernel, which looks at `place` alone."""
+        self.place = torch.empty(0)
+        self._position = torch.empty(0)
+        self._read = self.length
+        self._equal: int | None = None
         self._written: Tensor | None = None
-        self._read = _round_up(highest + 1, self.unit)
-        self._equal = highest if lowest == highest else None
         self._bias: dict[int | None, Tensor] = {}
+
+    def attach(self) -> None:
+        """Give every attention module its layer of the storage."""
+        for module, storage in zip(self.layers.modules, self.storage, strict=True):
+            module.slots = storage  # type: ignore[assignment]
+
+    def detach(self) -> None:
+        """Leave the modules as they were found."""
+        for module in self.layers.modules:
+            if hasattr(module, "slots"):
+                del module.slots
+
+    def begin_step(
+        self, position_R: Tensor, live_R: Tensor, span: tuple[int, int] | None = None
+    ) -> None:
+        """Says where each slot writes next: `position_R` int64, within `span` where it is known."""
+        if self.fused:
+            self.place = torch.where(live_R, position_R, -1)
+            return
+        self._position = position_R
+        self._written = None
+        self._read = span[1] + 1 if span else self.length
+        self._equal = span[1] if span and span[0] == span[1] else None
+        self._bias = {}
 
     def attend(
         self,
@@ -86,48 +188,46 @@ class SlotCache:
         softcap: float | None,
     ) -> Tensor:
         """Attention of one new token a slot, (R, heads, 1, D); returns (R, 1, heads, D)."""
+        if self.fused:
+            return slot_attention(
+                query, key, value, module.slots, self.place,
+                scaling, sliding_window or 0, softcap or 0.0,
+            )  # fmt: skip
         rows, heads, _, width = query.shape
-        storage = self._allocated(key)[module.layer_idx]  # type: ignore[index]
+        storage: Tensor = module.slots  # type: ignore[assignment]
         written = self._entries(key)
         storage[0].view(-1, width).index_copy_(0, written, key.reshape(-1, width))
         storage[1].view(-1, width).index_copy_(0, written, value.reshape(-1, width))
         keys, values = storage[:, :rows, :, : self._read]
         # The query heads of one key/value head are G queries at the same position.
-        query = query.view(rows, keys.shape[1], -1, width)
+        query = query.reshape(rows, keys.shape[1], -1, width)
         bias = self._seen(sliding_window, query.dtype)
-        out = _attention(query, keys, values, bias, scaling, softcap)
-        return out.reshape(rows, 1, heads, width)
+        return _attention(query, keys, values, bias, scaling, softcap).view(rows, 1, heads, width)
 
-    def fill(self, slots: list[int], reader: PromptReader, rows: list[int]) -> None:
-        """Copies prompts `rows` of `reader` into `slots`."""
-        assert len(slots) == len(rows)
-        slots_R = torch.tensor(slots, device=self.device)
-        rows_R = torch.tensor(rows, device=self.device)
-        for layer, pair in enumerate(reader.layers):
-            assert pair is not None, "a layer of the model did not run the tercet attention"
-            for part, source in enumerate(pair):
-                length = source.shape[2]
-                self._allocated(source)[layer, part, :, :, :length].index_copy_(
-                    0, slots_R, source.index_select(0, rows_R)
-                )
+    def fill(self, slots: list[int], prompts: Prompts, chosen: list[int]) -> None:
+        """Copies prompts `chosen` into `slots`, all layers at once."""
+        sizes = [prompts.size[i] for i in chosen]
+        slot = [slot for slot, size in zip(slots, sizes, strict=True) for _ in range(size)]
+        place = list(chain.from_iterable(map(range, sizes)))
+        starts = [prompts.start[i] for i in chosen]
+        token = chain.from_iterable(
+            range(start, start + size) for start, size in zip(starts, sizes, strict=True)
+        )
+        index = torch.tensor([slot, place, list(token)]).to(self.device)
+        length = prompts.entries.shape[4]
+        row_M, column_M = index[2] // length, index[2] % length
+        self.storage[:, :, index[0], :, index[1]] = prompts.entries[:, :, row_M, :, column_M]
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copies the first `length` positions of slots `sources` to slots `targets`."""
-        if self._storage is not None:
-            used = self._storage[:, :, :, :, :length]
-            used[:, :, targets] = used[:, :, sources]
-
-    def _allocated(self, key: Tensor) -> Tensor:
-        if self._storage is None:
-            shape = (self.layers, 2, self.slots, key.shape[1], self.length, key.shape[3])
-            self._storage = torch.zeros(shape, dtype=key.dtype, device=key.device)
-        return self._storage
+        used = self.storage[:, :, :, :, :length]
+        used[:, :, targets] = used[:, :, sources]
 
     def _entries(self, key: Tensor) -> Tensor:
         """Where the step's entries go, (R * H,), in one layer's storage seen as rows of width D."""
         if self._written is None:
             heads = key.shape[1]
-            first_R = torch.arange(self._rows, device=self.device) * heads
+            first_R = torch.arange(len(self._position), device=self.device) * heads
             entry_RH = first_R[:, None] + torch.arange(heads, device=self.device)
             self._written = (entry_RH * self.length + self._position[:, None]).flatten()
         return self._written
@@ -141,16 +241,15 @@ class SlotCache:
             index = torch.arange(self._read, device=self.device)
             behind = self._position[:, None] - index
             seen = (behind >= 0) & (behind < (window or self._read))
-            self._bias[window] = _bias(seen, dtype)[:, None, None]
+            bias = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -math.inf)
+            self._bias[window] = bias[:, None, None]
         return self._bias[window]
 
 
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, -math.inf)
+def stored_length(length: int, device: torch.device) -> int:
+    """Positions that a slot stores for `length` tokens."""
+    unit = UNIT if device.type == "cuda" else 1
+    return -(-length // unit) * unit
 
 
 def _attention(
@@ -161,15 +260,11 @@ def _attention(
     scaling: float,
     softcap: float | None,
 ) -> Tensor:
-    """Attention of (R, H, Q, D) queries over (R, H, L, D) keys under an additive `bias`.
+    """Attention of (R, H, G, D) queries over (R, H, L, D) keys under an additive `bias`.
 
-    SDPA on a GPU; on a CPU, and under a soft-cap, which SDPA has not, two batched products: they
-    read the slots in place and take about half of SDPA's time for a single query.
+    Two batched products: on a CPU they read the slots in place and take about half of SDPA's time
+    for a single query.
     """
-    if query.is_cuda and softcap is None:
-        if bias is not None:
-            bias = bias.expand(len(query), 1, query.shape[2], -1)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
     rows, heads, queries, width = query.shape
     key = key.reshape(rows * heads, -1, width)
     scores = torch.bmm((query * scaling).reshape(rows * heads, queries, width), key.mT)

@@ -1,30 +1,49 @@
 """Replies sampled from a policy, in this process and on its own weights.
 
 Live replies sit in slots of a fixed cache, each with its own length. A decode step feeds every
-slot its last token and samples the next one; a finished slot takes the next reply from the queue,
-and when the queue is empty the batch shrinks. Prompts are read ahead in batches, once each, up to
-their last token: that one is the first thing a slot decodes, so a step has no special case.
+slot its last token and samples the next one; the host looks every few steps, hands finished slots
+to the next replies of the queue, and when the queue is empty the batch shrinks. On a GPU the step
+is a CUDA graph over a bf16 copy of the weights; on a CPU it is the model itself, and the host looks
+after every step.
 
-Legend: R rows (live slots), V vocabulary.
+Shape suffixes: R rows (slots of a step), V vocabulary.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, islice
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tercet.model.load import check_context
+from tercet.model.compile import _pays as pays
+from tercet.model.load import unwrap
 from tercet.records import InputError, RunFailed
-from tercet.rollout.cache import PromptReader, SlotCache
-from tercet.rollout.sampling import choose, stream, uniforms
+from tercet.rollout.cache import (
+    Layers,
+    SlotCache,
+    attention_layers,
+    read_prompts,
+    stored_length,
+)
+from tercet.rollout.graphs import Steps
+from tercet.rollout.inference import InferenceCopy
+from tercet.rollout.queue import Reply, Request, check_requests, make_requests, replies
+from tercet.rollout.sampling import choose
+from tercet.rollout.slots import Slots
 
-# Prompt tokens read at once, ahead of the slots that will take them.
-READ_TOKENS = {"cpu": 4096, "cuda": 32768}
+READ_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""Prompt tokens read at once, ahead of the slots that will take them."""
+LOOK = {"cpu": 1, "cuda": 8}
+"""Steps between two looks of the host: a slot that ended idles for half of them on average."""
+SPARE = 0.9
+"""Share of the free memory of a GPU that slots may take."""
 
 
 @dataclass(frozen=True)
@@ -39,145 +58,295 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class _Reply:
-    """A reply in the making: its prompt's cache entries are row `row` of `reader` (None: none)."""
+class Choice:
+    """How a token is chosen; one CUDA graph each."""
 
-    prompt: int
-    sample: int
-    prompt_tokens: Sequence[int]
-    stream: int
-    reader: PromptReader | None
-    row: int
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def position(self) -> int:
-        """Position of the newest token, which the next step feeds to the model."""
-        return len(self.prompt_tokens) - 1 + len(self.tokens)
+    temperature: float
+    greedy: bool
+    top_k: int
+    top_p: float
 
 
 @dataclass
-class _Batch:
-    """The live slots: reply i of `live` is in slot i; `state` rows are token, position, stream."""
+class _Storage:
+    """All that lives as long as a shape of the batch: cache, slots and the steps over them."""
 
-    live: list[_Reply]
     cache: SlotCache
-    state: Tensor
+    slots: Slots
+    steps: Steps
+
+
+class Engine:
+    """Samples from one policy again and again; storage and CUDA graphs stay between calls.
+
+        engine = Engine(policy)
+        rollouts = engine.generate(prompts, samples=4, max_new_tokens=256, stop_ids=[eos])
+        optimizer.step()                  # the next call samples from the new weights
+        engine.release()                  # gives the memory back; the next call takes it again
+
+    `length` is the number of tokens, prompt and reply, that a slot is made for at once; a longer
+    one makes new storage. `compile` is that of the stages: "auto" compiles layers where it pays.
+
+    Under autocast on a GPU the policy's linear layers are copied in that type (`InferenceCopy`).
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        *,
+        length: int = 0,
+        compile: Literal["auto", "on", "off"] = "auto",
+    ) -> None:
+        self.policy = policy
+        self.device: torch.device = next(policy.parameters()).device
+        self._length, self._compiled = length, _compiles(policy, compile)
+        self._new_tokens = 0
+        self._copy: InferenceCopy | None = None
+        self._dtype: torch.dtype | None = None
+        self._layers: Layers | None = None
+        self._storage: _Storage | None = None
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        samples: int | Sequence[int] = 1,
+        max_new_tokens: int | Sequence[int],
+        stop_ids: Sequence[int],
+        temperature: float = 1.0,
+        greedy: bool = False,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        keys: Sequence[int] | None = None,
+        slots: int = 256,
+        on_finish: Callable[[Rollout], None] | None = None,
+    ) -> list[Rollout]:
+        """Samples replies until a stop token or `max_new_tokens`; ordered by (prompt, sample).
+
+        The noise of a token depends on (seed, key of its prompt, sample, position) alone; `keys`
+        are the prompts' indices unless given. So a prompt gets the same replies whatever else is
+        asked for and whatever `slots` is, up to the last bits of matrix products, which vary with
+        the batch. `samples` and `max_new_tokens` are one number, or one a prompt. Log-probs are
+        those of the distribution sampled from: softmax(logits / temperature), after top-k and
+        top-p where these are used (for evaluation only: PPO's ratio needs the unfiltered
+        distribution). `on_finish` gets each rollout as it ends. `slots` replies are decoded at a
+        time, fewer where a GPU's memory holds fewer.
+
+        The model must run the "tercet" attention (`load_policy`); dropout is off while sampling.
+        Raises InputError for an empty prompt, unknown token ids, an option out of range, or a
+        prompt that leaves no room for its reply in the context; RunFailed for NaN logits and for a
+        GPU that cannot hold one reply.
+        """
+        requests = make_requests(prompts, samples, max_new_tokens, keys)
+        check_requests(self.policy, requests)
+        _check_options(temperature, top_k, top_p, slots)
+        wanted = sum(request.samples for request in requests)
+        if wanted == 0:
+            return []
+        done: list[Rollout] = []
+        with _sampling(self.policy), self._precision():
+            model = self._model()
+            storage = self._prepare(model, requests, min(slots, wanted))
+            storage.slots.set_stops(stop_ids)
+            layers, budget = storage.cache.layers, READ_TOKENS[self.device.type]
+            queue = replies(
+                requests, seed, budget, lambda ids: read_prompts(model, layers, ids, budget)
+            )
+            run = _Run(storage, queue, Choice(temperature, greedy, top_k, top_p))
+            storage.cache.attach()
+            try:
+                for rollout in run.rollouts(bool(stop_ids), LOOK[self.device.type]):
+                    done.append(rollout)
+                    if on_finish is not None:
+                        on_finish(rollout)
+            finally:
+                storage.cache.detach()
+        return sorted(done, key=lambda rollout: (rollout.prompt, rollout.sample))
+
+    @property
+    def bytes(self) -> int:
+        """Device memory of cache, slots and copied weights; a graph's scratch is not counted."""
+        held = 0 if self._copy is None else self._copy.bytes
+        if self._storage is None:
+            return held
+        slots = self._storage.slots
+        tensors = (self._storage.cache.storage, slots.tokens, slots.logprobs)
+        return held + sum(x.numel() * x.itemsize for x in tensors)
+
+    def release(self) -> None:
+        """Give all memory back; what was compiled stays. The next `generate` takes it again."""
+        self._storage = self._copy = self._layers = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _precision(self) -> Any:
+        """The caller's autocast, without its cache of cast weights, which a graph must not hold."""
+        kind = self.device.type
+        enabled = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind)
+        return torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False)
+
+    def _model(self) -> Any:
+        """The module to run: on a GPU a copy with its own linear weights, brought up to date."""
+        dtype = unwrap(self.policy).dtype
+        if torch.is_autocast_enabled(self.device.type):
+            dtype = torch.get_autocast_dtype(self.device.type)
+        if self._dtype != dtype:
+            self.release()
+            self._dtype = dtype
+        if self.device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+            return self.policy
+        if self._copy is None:
+            self._copy = InferenceCopy(self.policy, dtype, self._compiled)
+        else:
+            self._copy.refresh()
+        return self._copy.model
+
+    def _prepare(self, model: Any, requests: Sequence[Request], slots: int) -> _Storage:
+        """Storage for `slots` replies of these lengths: the present one when it is large enough."""
+        longest = max(len(request.tokens) - 1 + request.limit for request in requests)
+        new_tokens = max(request.limit for request in requests)
+        now = self._storage
+        if now is not None and (
+            now.cache.length >= longest
+            and now.slots.new_tokens >= new_tokens
+            and now.slots.size >= slots
+        ):
+            return now
+        self._length = max(self._length, longest)
+        self._new_tokens = max(self._new_tokens, new_tokens)
+        if now is not None:
+            slots = max(slots, now.slots.size)
+            now = self._storage = None
+        if self._layers is None:
+            self._layers = attention_layers(model)
+        vocabulary = unwrap(self.policy).config.get_text_config().vocab_size
+        if self.device.type == "cuda":
+            slots = _affordable(
+                self._layers, slots, self._length, self._new_tokens, vocabulary, self.device
+            )
+        cache = SlotCache(self._layers, slots, self._length, self.device)
+        state = Slots(slots, self._new_tokens, vocabulary, self.device, self._compiled)
+
+        def step(rows: int, choice: Choice, span: tuple[int, int] | None) -> None:
+            position_R = state.position[:rows]
+            cache.begin_step(position_R, state.live[:rows], span)
+            logits_RV = _forward(model, state.token[:rows, None], position_R[:, None], cache)
+            state.advance(*choose(logits_RV, state.noise(rows), **vars(choice)))
+
+        steps = Steps(step, state.idle, slots, captured=self.device.type == "cuda")
+        self._storage = _Storage(cache, state, steps)
+        return self._storage
 
 
 def generate(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    samples: int | Sequence[int] = 1,
-    max_new_tokens: int,
-    stop_ids: Sequence[int],
-    temperature: float = 1.0,
-    greedy: bool = False,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    keys: Sequence[int] | None = None,
-    slots: int = 128,
-    on_finish: Callable[[Rollout], None] | None = None,
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], **options: Any
 ) -> list[Rollout]:
-    """Samples replies until a stop token or `max_new_tokens`; ordered by (prompt, sample).
+    """`Engine.generate` once; for a policy that is asked again, keep an Engine.
 
-        generate(model, [[5, 7], [9]], samples=4, max_new_tokens=32, stop_ids=[eos])
-        generate(model, prompts, max_new_tokens=32, stop_ids=[eos], greedy=True)
-
-    The noise of a token depends on (seed, key of its prompt, sample, position) alone; `keys` are
-    the prompts' indices unless given. So a prompt gets the same replies whatever else is asked for
-    and whatever `slots` is, up to the last bits of matrix products, which vary with the batch.
-    `samples` is one number, or one a prompt. Log-probs are those of the distribution sampled from:
-    softmax(logits / temperature), after top-k and top-p where these are used (for evaluation only:
-    PPO's ratio needs the unfiltered distribution). `on_finish` gets each rollout as it ends.
-
-    The model must run the "tercet" attention (`load_policy`); dropout is off while sampling.
-    Raises InputError for an empty prompt, unknown token ids, an option out of range, or a prompt
-    that leaves no room for `max_new_tokens` in the context; RunFailed for NaN logits.
+    generate(model, [[5, 7], [9]], samples=4, max_new_tokens=32, stop_ids=[eos])
+    generate(model, prompts, max_new_tokens=32, stop_ids=[eos], greedy=True)
     """
-    counts = [samples] * len(prompts) if isinstance(samples, int) else list(samples)
-    keys = range(len(prompts)) if keys is None else keys
-    _check_options(counts, max_new_tokens, temperature, top_k, top_p, slots)
-    _check_prompts(model, prompts, counts, keys, max_new_tokens)
-    if sum(counts) == 0:
-        return []
+    return Engine(model).generate(prompts, **options)
 
-    queue = _queue(model, prompts, counts, [(seed, key) for key in keys])
-    stops = frozenset(stop_ids)
-    done: list[Rollout] = []
-    with _sampling(model):
-        slots = min(slots, sum(counts))
-        length = max(map(len, prompts)) - 1 + max_new_tokens
-        batch = _new_batch(model, list(islice(queue, slots)), length)
-        while batch.live:
-            token_R, position_R, stream_R = batch.state[:, : len(batch.live)]
-            positions = [reply.position for reply in batch.live]
-            batch.cache.begin_step(position_R, min(positions), max(positions))
-            logits_RV = _forward(model, token_R[:, None], position_R[:, None], batch.cache)
-            noise_R = uniforms(stream_R, position_R)
-            new_R, logprob_R = choose(logits_RV, noise_R, temperature, greedy, top_k, top_p)
-            token_R.copy_(new_R)
-            position_R += 1
 
-            finished = []
-            step = zip(batch.live, new_R.tolist(), logprob_R.tolist(), strict=True)
-            for slot, (reply, token, logprob) in enumerate(step):
-                reply.tokens.append(token)
-                reply.logprobs.append(logprob)
-                if token in stops or len(reply.tokens) == max_new_tokens:
-                    finished.append(slot)
-                    done.append(_rollout(reply, token in stops))
-                    if on_finish is not None:
-                        on_finish(done[-1])
+def _compiles(policy, when):
+    from tercet.model.load import decoder_layers
+
+    return when == "on" or (when == "auto" and pays(policy, decoder_layers(policy)))
+
+
+class _Run:
+    """One call of `generate`: which reply is in which slot, and since which step."""
+
+    def __init__(self, storage: _Storage, queue: Iterator[Reply], choice: Choice) -> None:
+        self.cache, self.slots, self.steps = storage.cache, storage.slots, storage.steps
+        self.queue, self.choice = queue, choice
+        self.running: dict[int, tuple[Reply, int]] = {}
+        """slot -> (its reply, the step at which it began)"""
+        self.now = 0
+        self.rows = 0
+        self.first = (0, 0)
+        self.deadline = 0
+
+    def rollouts(self, stops: bool, look: int) -> Iterator[Rollout]:
+        """Every reply as it ends."""
+        self._place(list(range(self.slots.size)), list(islice(self.queue, self.slots.size)))
+        self.rows = self._fitting()
+        while self.running:
+            steps = self.deadline - self.now
+            if stops or look == 1:
+                steps = min(steps, look)
+            low, high = self.first
+            self.steps.run(steps, self.rows, self.choice, (low + self.now, high + self.now))
+            self.now += steps
+            finished = [slot for slot in self.slots.dead(self.rows) if slot in self.running]
             if finished:
-                _refill(batch, finished, queue)
-    return sorted(done, key=lambda rollout: (rollout.prompt, rollout.sample))
+                yield from self._take(finished)
+                self._refill(finished)
+
+    def _take(self, finished: list[int]) -> Iterator[Rollout]:
+        for slot, (tokens, logprobs) in zip(finished, self.slots.take(finished), strict=True):
+            reply, _ = self.running.pop(slot)
+            if any(map(math.isnan, logprobs)):
+                raise RunFailed(
+                    f"the model gives NaN logits after prompt {reply.prompt}: its weights have "
+                    "diverged; train it again with a lower learning rate"
+                )
+            stopped = tokens[-1] in self.slots.stops
+            yield Rollout(reply.prompt, reply.sample, tokens, logprobs, stopped)
+
+    def _refill(self, finished: list[int]) -> None:
+        """Finished slots go to the next replies; when none are left, the batch shrinks."""
+        self._place(finished, list(islice(self.queue, len(finished))))
+        rows = self._fitting()
+        if rows < self.rows:
+            sources = [slot for slot in self.running if slot >= rows]
+            targets = [slot for slot in range(rows) if slot not in self.running][: len(sources)]
+            if sources:
+                length = max(self._position(slot) for slot in sources)
+                self.cache.move(sources, targets, length)
+                self.slots.move(sources, targets)
+                for source, target in zip(sources, targets, strict=True):
+                    self.running[target] = self.running.pop(source)
+            self.rows = rows
+        self._schedule()
+
+    def _place(self, slots: list[int], replies: list[Reply]) -> None:
+        pairs = list(zip(slots, replies, strict=False))
+        if not pairs:
+            return
+        for prompts, group in groupby(pairs, lambda pair: pair[1].read):
+            if prompts is not None:
+                part = list(group)
+                self.cache.fill(
+                    [slot for slot, _ in part], prompts, [reply.place for _, reply in part]
+                )
+        self.slots.place([slot for slot, _ in pairs], [reply.state for _, reply in pairs])
+        self.running |= {slot: (reply, self.now) for slot, reply in pairs}
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """Bounds that the host knows without asking: next limit reached, positions of the rows."""
+        if not self.running:
+            return
+        self.deadline = min(begun + reply.limit for reply, begun in self.running.values())
+        first = [len(reply.prompt_tokens) - 1 - begun for reply, begun in self.running.values()]
+        self.first = min(first), max(first)
+
+    def _position(self, slot: int) -> int:
+        """Where the newest token of a slot stands; the next step feeds it."""
+        reply, begun = self.running[slot]
+        return len(reply.prompt_tokens) - 1 + self.now - begun
+
+    def _fitting(self) -> int:
+        """Rows of a step for the replies that run."""
+        return self.steps.rows(len(self.running)) if self.running else 0
 
 
-def _queue(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    counts: list[int],
-    noise: list[tuple[int, int]],
-) -> Iterator[_Reply]:
-    """Every reply to make, longest prompts first; a batch of prompts is read when first needed.
-
-    Sorting keeps the lengths of one batch, and of the live slots, close together.
-    """
-    order = sorted((i for i, count in enumerate(counts) if count), key=lambda i: -len(prompts[i]))
-    device = next(model.parameters()).device
-    while order:
-        length = len(prompts[order[0]]) - 1
-        size = max(1, READ_TOKENS[device.type] // max(1, length))
-        batch, order = order[:size], order[size:]
-        reader = _read(model, [prompts[i] for i in batch], length, device) if length else None
-        for row, i in enumerate(batch):
-            for sample in range(counts[i]):
-                yield _Reply(i, sample, prompts[i], stream(*noise[i], sample), reader, row)
-
-
-def _read(
-    model: PreTrainedModel, prompts: list[Sequence[int]], length: int, device: torch.device
-) -> PromptReader:
-    """Runs the model over the first `length` tokens of each prompt, at most all but its last.
-
-    Shorter prompts are filled up on the right with their own last token: attention is causal, and
-    a slot overwrites the entries of the filler before it reads them.
-    """
-    ids = [[*prompt, *[prompt[-1]] * (length - len(prompt))][:length] for prompt in prompts]
-    reader = PromptReader(_layers(model))
-    position = torch.arange(length, device=device).expand(len(ids), -1)
-    _forward(model, torch.tensor(ids, device=device), position, reader)
-    return reader
-
-
-def _forward(
-    model: PreTrainedModel, ids: Tensor, position: Tensor, cache: PromptReader | SlotCache
-) -> Tensor:
-    """Logits (R, V) after the last of the (R, length) ids; the model's own forward and head."""
+def _forward(model: Any, ids: Tensor, position: Tensor, cache: SlotCache) -> Tensor:
+    """Logits (R, V) after the (R, 1) ids; the model's own forward and head."""
     out = model(
         input_ids=ids,
         position_ids=position,
@@ -188,54 +357,31 @@ def _forward(
     return out.logits[:, -1]
 
 
-def _new_batch(model: PreTrainedModel, replies: list[_Reply], length: int) -> _Batch:
-    device = next(model.parameters()).device
-    cache = SlotCache(_layers(model), len(replies), length, device)
-    state = torch.zeros(3, len(replies), dtype=torch.int64, device=device)
-    batch = _Batch(replies, cache, state)
-    _place(batch, list(range(len(replies))), replies)
-    return batch
+def _affordable(
+    layers: Layers,
+    slots: int,
+    length: int,
+    new_tokens: int,
+    vocabulary: int,
+    device: torch.device,
+) -> int:
+    """How many of `slots` fit into what is free on the GPU, beside the prompts read ahead.
 
-
-def _refill(batch: _Batch, finished: list[int], queue: Iterator[_Reply]) -> None:
-    """Gives finished slots to the next replies; when none are left, closes the gaps from behind."""
-    replies = list(islice(queue, len(finished)))
-    if replies:
-        _place(batch, finished[: len(replies)], replies)
-    gaps = finished[len(replies) :]
-    rows = len(batch.live) - len(gaps)
-    targets = [slot for slot in gaps if slot < rows]
-    sources = sorted(set(range(rows, len(batch.live))) - set(gaps))
-    if targets:
-        for source, target in zip(sources, targets, strict=True):
-            batch.live[target] = batch.live[source]
-        batch.cache.move(sources, targets, max(batch.live[i].position for i in targets))
-        batch.state[:, targets] = batch.state[:, sources]
-    del batch.live[rows:]
-
-
-def _place(batch: _Batch, slots: list[int], replies: list[_Reply]) -> None:
-    for reader, group in groupby(zip(slots, replies, strict=True), lambda pair: pair[1].reader):
-        if reader is not None:
-            pairs = list(group)
-            batch.cache.fill([s for s, _ in pairs], reader, [reply.row for _, reply in pairs])
-    state = [(reply.prompt_tokens[-1], reply.position, reply.stream) for reply in replies]
-    batch.state[:, slots] = torch.tensor(state, device=batch.state.device).T
-    for slot, reply in zip(slots, replies, strict=True):
-        batch.live[slot] = reply
-
-
-def _rollout(reply: _Reply, stopped: bool) -> Rollout:
-    if any(map(math.isnan, reply.logprobs)):
+    A slot holds its keys and values, its tokens and log-probs, and a row of logits in bf16 with
+    float32 partial copies.
+    """
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0] * SPARE
+    free -= 3 * READ_TOKENS["cuda"] * layers.token_bytes
+    one = stored_length(length, device) * layers.token_bytes + 12 * new_tokens + 8 * vocabulary
+    fitting = int(free // one)
+    if fitting < 1:
         raise RunFailed(
-            f"the model gives NaN logits after prompt {reply.prompt}: its weights have diverged; "
-            "train it again with a lower learning rate"
+            f"the GPU has {torch.cuda.mem_get_info(device)[0] / 2**30:.1f} GiB free, and one reply "
+            f"of {length} tokens takes {one / 2**30:.2f} beside what reads the prompts; lower "
+            "max_new_tokens or max_prompt_tokens, or free memory on this GPU"
         )
-    return Rollout(reply.prompt, reply.sample, reply.tokens, reply.logprobs, stopped)
-
-
-def _layers(model: PreTrainedModel) -> int:
-    return model.config.get_text_config().num_hidden_layers
+    return min(slots, fitting)
 
 
 @contextmanager
@@ -253,18 +399,7 @@ def _sampling(model: PreTrainedModel) -> Iterator[None]:
             model.train()
 
 
-def _check_options(
-    counts: list[int],
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    slots: int,
-) -> None:
-    if min(counts, default=0) < 0:
-        raise InputError(f"samples is {min(counts)}: give 0 or more for each prompt")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}: give at least 1")
+def _check_options(temperature: float, top_k: int, top_p: float, slots: int) -> None:
     if not 0 < temperature < math.inf:
         raise InputError(f"temperature is {temperature}: give a number above 0, or use greedy")
     if top_k < 0:
@@ -273,35 +408,3 @@ def _check_options(
         raise InputError(f"top_p is {top_p}: give a number above 0, at most 1 (off)")
     if slots < 1:
         raise InputError(f"slots is {slots}: give at least 1")
-
-
-def _check_prompts(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    counts: list[int],
-    keys: Sequence[int],
-    max_new_tokens: int,
-) -> None:
-    if not prompts:
-        return
-    if not len(prompts) == len(counts) == len(keys):
-        raise InputError(
-            f"{len(prompts)} prompts, but {len(counts)} samples and {len(keys)} keys: give one each"
-        )
-    config = model.config.get_text_config()
-    for i, prompt in enumerate(prompts):
-        if not len(prompt):
-            raise InputError(f"prompt {i} has no tokens: drop it, or begin it with a token")
-        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
-            raise InputError(
-                f"prompt {i} has token ids outside 0..{config.vocab_size - 1}: "
-                "encode it with the model's own tokenizer"
-            )
-    longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-    try:
-        check_context(model, len(prompts[longest]) + max_new_tokens)
-    except InputError as error:
-        raise InputError(
-            f"prompt {longest} has {len(prompts[longest])} tokens and max_new_tokens is "
-            f"{max_new_tokens}: {error}"
-        ) from None

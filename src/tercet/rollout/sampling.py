@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from tercet.rollout.operators import choose_token
+
 GOLDEN = 0x9E3779B97F4A7C15  # splitmix64's increment and multipliers [Steele, Lea, Flood 2014]
 MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 WORD = 1 << 64
@@ -65,6 +67,9 @@ def choose(
     filters when there are any. `uniform_R` decides alone, by inverting the cumulative distribution;
     greedy takes the best token and ignores the noise and the filters.
     """
+    filtered = 0 < top_k < logits_RV.shape[-1] or top_p < 1.0
+    if logits_RV.is_cuda and logits_RV.dtype != torch.float64 and not greedy and not filtered:
+        return choose_token(logits_RV, uniform_R, temperature)
     logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
     if temperature != 1.0:
         logits_RV = logits_RV / temperature

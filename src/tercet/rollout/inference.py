@@ -1,0 +1,186 @@
+"""The copy of a policy that rollouts run on: bf16 products, fixed storage, compiled layers.
+
+Only the weights of linear layers are copied, in the type that autocast would cast them to; all
+else (embedding, norms, buffers) is the policy's own, so the copy computes what the policy computes
+under autocast, and a refresh is one cast-copy. Adapters are merged on the way. Linear layers that
+read the same input are stacked: one product instead of two or three.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tercet.model.load import decoder_layers, unwrap
+from tercet.rollout.cache import SlotCache, _Reader
+
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+class InferenceCopy:
+    """A policy's module for rollouts; `refresh` brings it up to date with the trained weights.
+
+    copy = InferenceCopy(policy, torch.bfloat16)
+    copy.model(...)     # under autocast, as the policy
+    copy.refresh()      # after optimizer steps
+    """
+
+    def __init__(self, policy: Any, dtype: torch.dtype, compiled: bool = False) -> None:
+        base = unwrap(policy)
+        own: Iterable[Tensor] = [*base.parameters(), *base.buffers()]
+        self.model = copy.deepcopy(base, {id(tensor): tensor for tensor in own}).eval()
+        self._pairs: list[tuple[Tensor, Callable[[], Tensor]]] = []
+        for name, source in _linear_layers(base):
+            self._pairs += _own_weights(self.model, name, source, dtype)
+        for layer in decoder_layers(self.model):
+            for module in list(layer.modules()):
+                for names in TOGETHER:
+                    self._pairs = _stack(module, names, self._pairs)
+        if compiled:
+            for layer in decoder_layers(self.model):
+                layer.forward = partial(_run_layer, layer)  # type: ignore[method-assign]
+        self.refresh()
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the copied weights."""
+        return sum(target.numel() * target.itemsize for target, _ in self._pairs)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Cast-copy of every linear layer's present weights."""
+        targets = [target for target, _ in self._pairs]
+        torch._foreach_copy_(targets, [source().detach() for _, source in self._pairs])
+
+
+def _linear_layers(base: nn.Module) -> list[tuple[str, Any]]:
+    """(name, module) of all linear layers; one under an adapter stands for its whole."""
+    found: list[tuple[str, Any]] = []
+    for name, module in base.named_modules():
+        inside_adapter = any(name.startswith(outer + ".") for outer, _ in found)
+        adapted = hasattr(module, "base_layer") and hasattr(module, "get_delta_weight")
+        if (adapted or type(module) in (nn.Linear, Conv1D)) and not inside_adapter:
+            found.append((name, module))
+    return found
+
+
+def _own_weights(
+    model: nn.Module, name: str, source: Any, dtype: torch.dtype
+) -> list[tuple[Tensor, Callable[[], Tensor]]]:
+    """Give the copy's layer `name` weights of its own; (weight, its source) of each."""
+    inner = source.base_layer if hasattr(source, "base_layer") else source
+    layer = copy.deepcopy(inner, {id(tensor): tensor for tensor in inner.parameters()})
+    pairs: list[tuple[Tensor, Callable[[], Tensor]]] = []
+    for part, values in inner.named_parameters(recurse=False):
+        target = torch.empty_like(values, dtype=dtype)
+        setattr(layer, part, nn.Parameter(target, requires_grad=False))
+        adapted = part == "weight" and inner is not source
+        pairs.append((target, partial(_merged, source) if adapted else partial(_same, values)))
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)
+    return pairs
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+def _merged(adapted: Any) -> Tensor:
+    """W + (alpha / r) B A of every active adapter."""
+    weight = adapted.base_layer.weight.detach()
+    for adapter in adapted.active_adapters:
+        weight = weight + adapted.get_delta_weight(adapter)
+    return weight
+
+
+class _Stack:
+    """One product for several linear layers; holds it between the first of them and the last."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+        self.output: Tensor | None = None
+
+
+class _Part(nn.Module):
+    """Columns `start` to `end` of a stack. The first part computes, the last one lets go.
+
+    Relies on the parts being called in order on the same input, as the layers stacked here are.
+    """
+
+    def __init__(self, stack: _Stack, start: int, end: int, first: bool, last: bool) -> None:
+        super().__init__()
+        self.stack, self.start, self.end, self.first, self.last = stack, start, end, first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.first:
+            self.stack.output = nn.functional.linear(x, self.stack.weight, self.stack.bias)
+        output = self.stack.output
+        assert output is not None
+        if self.last:
+            self.stack.output = None
+        return output[..., self.start : self.end]
+
+
+def _stack(
+    module: nn.Module,
+    names: tuple[str, ...],
+    pairs: list[tuple[Tensor, Callable[[], Tensor]]],
+) -> list[tuple[Tensor, Callable[[], Tensor]]]:
+    """Stack the linear layers `names` of a module, if it has them; the pairs with new targets."""
+    layers = [getattr(module, name, None) for name in names]
+    if not all(type(layer) is nn.Linear for layer in layers):
+        return pairs
+    biased = {layer.bias is not None for layer in layers}  # type: ignore[union-attr]
+    if len(biased) > 1:
+        return pairs
+    sizes = [layer.out_features for layer in layers]  # type: ignore[union-attr]
+    first: Any = layers[0]
+    weight = first.weight.new_empty(sum(sizes), first.in_features)
+    bias = first.weight.new_empty(sum(sizes)) if biased == {True} else None
+    stack = _Stack(weight, bias)
+    moved: dict[int, Tensor] = {}
+    start = 0
+    for i, (name, layer, size) in enumerate(zip(names, layers, sizes, strict=True)):
+        end = start + size
+        moved[layer.weight.data_ptr()] = weight[start:end]  # type: ignore[union-attr]
+        if bias is not None:
+            moved[layer.bias.data_ptr()] = bias[start:end]  # type: ignore[union-attr]
+        setattr(module, name, _Part(stack, start, end, i == 0, i == len(names) - 1))
+        start = end
+    return [(moved.get(target.data_ptr(), target), source) for target, source in pairs]
+
+
+def _run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A layer's forward, compiled for what it is asked: a decode step or reading prompts."""
+    view = kwargs.get("cache_view")
+    if isinstance(view, SlotCache):
+        return _compiled_step()(layer, args, kwargs)
+    if isinstance(view, _Reader):
+        return _compiled_reading()(layer, args, kwargs)
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+# Two functions of the same body: the compiler keeps its graphs by function, and what it learns of
+# one shape (rows of one token) must not make the other's (one long row) dynamic.
+def _step_layer(layer: Any, args: Any, kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+def _read_layer(layer: Any, args: Any, kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+@cache
+def _compiled_step() -> Any:
+    return torch.compile(_step_layer, fullgraph=True)
+
+
+@cache
+def _compiled_reading() -> Any:
+    return torch.compile(_read_layer, fullgraph=True, dynamic=False)
