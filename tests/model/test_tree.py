@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from tercet.model.load import load_policy, load_scalar
 from tercet.model.tree import (
     Document,
-    first_fit_decreasing,
     logprobs,
-    micro_batches,
     pack,
     scalars,
 )
@@ -113,10 +111,6 @@ def test_filler_sees_only_filler_and_is_predicted_by_nothing() -> None:
     assert (tree.previous[filler] == -1).all() and (tree.weight[filler] == 0).all()
 
 
-def test_first_fit_decreasing_by_hand() -> None:
-    assert first_fit_decreasing([3, 7, 4, 6, 2], 10) == [[0, 1], [2, 3], [4]]
-
-
 @pytest.mark.parametrize(
     ("lengths", "shape"),
     [
@@ -148,9 +142,17 @@ def test_impossible_documents_are_refused(documents: list[Document], message: st
         pack(documents)
 
 
-def test_micro_batches_keep_order_and_budget() -> None:
-    documents = [Document([1] * n) for n in (3, 4, 2, 20, 1, 5)]
-    assert micro_batches(documents, 8) == [[0, 1], [2], [3], [4, 5]]
+def test_a_tree_counts_its_filler() -> None:
+    tree = pack([Document([1] * 100, [[2] * 20])], rows="gpu")
+    assert tree.filled == 120 and tree.filler == pytest.approx(8 / 128)
+    assert pack([TWO_REPLIES]).filler == 0.0
+
+
+def test_chosen_tokens_by_hand() -> None:
+    tree = pack([TWO_REPLIES, Document([4, 5], prompt_weight=1.0)], row_length=8)
+    assert tree.select("all").tolist() == [1, 2, 3, 4, 5, 7]
+    assert tree.select("replies").tolist() == [3, 4, 5]
+    assert tree.select("weighted").tolist() == [3, 4, 5, 7]
 
 
 def test_packed_loss_and_gradient_equal_one_document_at_a_time(tmp_path: Any) -> None:

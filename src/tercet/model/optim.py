@@ -89,9 +89,10 @@ def clip_gradients(params: Iterable[nn.Parameter], max_norm: float | None = 1.0)
     norm = nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
-    if max_norm is not None and bool(norm.isfinite()):
+    value = float(norm)  # the one time in a step that the CPU waits for the GPU
+    if max_norm is not None and math.isfinite(value):
         nn.utils.clip_grads_with_norm_(with_gradient, max_norm, norm)
-    return float(norm)
+    return value
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from tercet.data.importers import read_texts
 from tercet.data.tokens import windows
+from tercet.model.bins import Rows, micro_batches, row_length
 from tercet.model.optim import StepGuard, clip_gradients, set_lr
 from tercet.model.shard import Ranks
-from tercet.model.tree import Document, TokenTree, logprobs, micro_batches, pack
+from tercet.model.tree import Document, TokenTree, logprobs, pack
 from tercet.records import about
 
 
@@ -62,14 +63,37 @@ def batch_indices(n: int, batch: int, step: int, seed: int) -> list[int]:
     return order[place * batch : (place + 1) * batch].tolist()
 
 
-def trees(
-    documents: Sequence[Document], token_budget: int, device: torch.device
-) -> list[tuple[list[int], TokenTree]]:
-    """Packed micro-batches of at most `token_budget` tokens, each with the indices it holds."""
+Packed = list[tuple[list[int], TokenTree]]
+
+
+def trees(documents: Sequence[Document], token_budget: int, device: torch.device) -> Packed:
+    """Packed micro-batches of at most `token_budget` tokens, each with the indices it holds.
+
+    Documents come in no order: read results by the indices. On a GPU every pack is one row of
+    `token_budget` tokens, or a half or a quarter of it.
+    """
+    rows: Rows = "cpu" if device.type == "cpu" else "gpu"
     return [
-        (group, pack([documents[i] for i in group], token_budget, device=device))
-        for group in micro_batches(documents, token_budget)
+        (group, pack([documents[i] for i in group], token_budget, rows, device))
+        for group in micro_batches([len(d) for d in documents], token_budget, rows)
     ]
+
+
+def fitted_budget(steps: Iterable[Sequence[Document]], token_budget: int, ranks: Ranks) -> int:
+    """The token budget, at most the given one, with which steps like these leave little filler.
+
+    Call it once a run: another budget is another length of packs, which is compiled again. On the
+    CPU, where lengths do not matter, the given one.
+    """
+    if ranks.device.type == "cpu":
+        return token_budget
+    return row_length(([len(d) for d in step[:: ranks.size]] for step in steps), token_budget)
+
+
+def filler(packed: Packed) -> float:
+    """Share of the tokens of all packs that are filler."""
+    tokens = sum(tree.tokens.numel() for _, tree in packed)
+    return 1 - sum(tree.filled for _, tree in packed) / tokens if tokens else 0.0
 
 
 def nll_backward(
@@ -87,8 +111,15 @@ def nll_backward(
     `total` is the target count of the whole optimizer batch on all ranks, so that micro-batches and
     ranks do not change the step (InstructGPT App. C). Returns my part of sum(w * nll) / total.
     """
+    packed = trees(documents, token_budget, ranks.device)
+    return _nll_backward(model, packed, total, ranks, coefficient, precision)
+
+
+def _nll_backward(
+    model: nn.Module, packed: Packed, total: float, ranks: Ranks, coefficient: float, precision: str
+) -> Tensor:
     loss = torch.zeros((), device=ranks.device, dtype=torch.float64)
-    for _, tree in trees(documents, token_budget, ranks.device):
+    for _, tree in packed:
         with precision_context(ranks.device, precision):
             logp_RL = logprobs(model, tree, where="weighted")
         part = -(tree.weight * logp_RL).sum() / total
@@ -111,23 +142,18 @@ def nll_step(
 ) -> dict[str, float]:
     """One optimizer step on the token mean of `batch`, of which each rank takes its share.
 
-    Returns loss, grad_norm (before clipping) and lr. `guard` skips a step that is not finite.
+    Returns loss, grad_norm (before clipping), lr, and the filler share of this rank's packs.
+    `guard` skips a step that is not finite.
     """
     set_lr(optimizer, lr)
     optimizer.zero_grad()
-    loss = nll_backward(
-        model,
-        ranks.share(batch),
-        target_count(batch),
-        ranks,
-        token_budget=token_budget,
-        precision=precision,
-    )
+    packed = trees(ranks.share(batch), token_budget, ranks.device)
+    loss = _nll_backward(model, packed, target_count(batch), ranks, 1.0, precision)
     ranks.sum_gradients(model.parameters())
     norm = clip_gradients(model.parameters(), clip)
     value = float(ranks.sum(loss))
     guard.step(optimizer, value, norm)
-    return {"loss": value, "grad_norm": norm, "lr": lr}
+    return {"loss": value, "grad_norm": norm, "lr": lr, "filler": filler(packed)}
 
 
 @torch.no_grad()

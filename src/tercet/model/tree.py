@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 
 from tercet.model.attention import Layout
+from tercet.model.bins import Rows, cpu_rows, gpu_rows
 from tercet.model.head import head_logprobs
+from tercet.model.transfer import together
 from tercet.records import InputError
 
 Where = Literal["all", "weighted", "replies"]
-
-CPU_ROW_FACTOR = 4
-CPU_FILLER = 0.05
-GPU_BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -75,22 +73,32 @@ class TokenTree:
     """(N,) tokens of each reply"""
     longest: int
     """max of `lengths`, 0 without replies"""
+    filled: int
+    """tokens that are no filler"""
     layout: Layout = field(repr=False)
     """what attention reads; owns the masks, which are built once a tree and window"""
-    chosen: dict[Where, Tensor] = field(repr=False, default_factory=dict)
-    """cache of `select`"""
+    chosen: dict[Where, Tensor] = field(repr=False)
+    """what `select` returns, found on the CPU: counting on a GPU would wait for it"""
 
     def to(self, device: torch.device | str) -> TokenTree:
-        """The same tree on another device (itself when it is already there)."""
+        """The same tree on another device (itself when it is already there), in one transfer."""
         if self.tokens.device == torch.device(device):
             return self
-        moved = {
-            f.name: value.to(device)
+        here = {
+            f.name: value
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        layout = Layout(moved["document"], moved["branch"], moved["position"])
-        return replace(self, **moved, layout=layout, chosen={})
+        moved = together([*here.values(), *self.chosen.values()], torch.device(device))
+        there = dict(zip(here, moved, strict=False))
+        layout = Layout(there["document"], there["branch"], there["position"], self.layout.branches)
+        chosen = dict(zip(self.chosen, moved[len(here) :], strict=True))
+        return replace(self, **there, layout=layout, chosen=chosen)
+
+    @property
+    def filler(self) -> float:
+        """Share of the tokens that are filler."""
+        return 1 - self.filled / self.tokens.numel()
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -104,13 +112,6 @@ class TokenTree:
 
     def select(self, where: Where) -> Tensor:
         """(M,) flattened indices of the predicted tokens: all, with a weight, or of replies."""
-        if where not in self.chosen:
-            keep = self.previous >= 0
-            if where == "weighted":
-                keep = keep & (self.weight != 0)
-            elif where == "replies":
-                keep = keep & (self.reply >= 0)
-            self.chosen[where] = keep.flatten().nonzero().squeeze(-1)
         return self.chosen[where]
 
     @property
@@ -140,7 +141,7 @@ class TokenTree:
 def pack(
     documents: Sequence[Document],
     row_length: int | None = None,
-    rows: Literal["cpu", "gpu"] | None = None,
+    rows: Rows | None = None,
     device: torch.device | str = "cpu",
 ) -> TokenTree:
     """Pack all documents into one tree; no document is split.
@@ -170,53 +171,8 @@ def pack(
     device = torch.device(device)
     rows = rows or ("cpu" if device.type == "cpu" else "gpu")
     lengths = [len(document) for document in documents]
-    bins, length = (_cpu_rows if rows == "cpu" else _gpu_rows)(lengths, row_length)
+    bins, length = (cpu_rows if rows == "cpu" else gpu_rows)(lengths, row_length)
     return _fill(documents, bins, length).to(device)
-
-
-def _cpu_rows(lengths: list[int], row_length: int | None) -> tuple[list[list[int]], int]:
-    longest, total = max(lengths), sum(lengths)
-    limit = max(longest, min(row_length or total, CPU_ROW_FACTOR * longest))
-    packings = []
-    for capacity in np.linspace(longest, limit, num=8, dtype=int).tolist():
-        bins = first_fit_decreasing(lengths, capacity)
-        length = max(sum(lengths[i] for i in row) for row in bins)
-        packings.append((len(bins) * length, bins, length))
-        # Short rows are cheap rows: stop at the first that leaves little filler.
-        if packings[-1][0] <= (1 + CPU_FILLER) * total:
-            break
-    _, bins, length = min(packings, key=lambda packing: packing[0])
-    return bins, length
-
-
-def _gpu_rows(lengths: list[int], row_length: int | None) -> tuple[list[list[int]], int]:
-    limit = _round_up(max(row_length or sum(lengths), max(lengths)), GPU_BLOCK)
-    bins = first_fit_decreasing(lengths, limit)
-    if len(bins) == 1 and row_length is not None:
-        total = sum(lengths)
-        shorter = [_round_up(limit // parts, GPU_BLOCK) for parts in (4, 2)]
-        limit = next((length for length in shorter if length >= total), limit)
-    return bins, limit
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def first_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Bins of indices whose lengths sum to at most `capacity`, indices ascending within a bin."""
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in order:
-        place = next((b for b, left in enumerate(room) if left >= lengths[i]), None)
-        if place is None:
-            bins.append([i])
-            room.append(capacity - lengths[i])
-        else:
-            bins[place].append(i)
-            room[place] -= lengths[i]
-    return [sorted(row) for row in bins]
 
 
 def _fill(documents: Sequence[Document], bins: list[list[int]], length: int) -> TokenTree:
@@ -261,24 +217,19 @@ def _fill(documents: Sequence[Document], bins: list[list[int]], length: int) -> 
             weight[r, start] = 0.0
     arrays = (tokens, position, document, branch, previous, weight, reply, offset, last, lengths)
     tensors = [torch.from_numpy(array) for array in arrays]
-    layout = Layout(tensors[2], tensors[3], tensors[1])
-    return TokenTree(*tensors, longest=int(lengths.max(initial=0)), layout=layout)
-
-
-def micro_batches(documents: Sequence[Document], token_budget: int) -> list[list[int]]:
-    """Groups of consecutive document indices of at most `token_budget` tokens each.
-
-    Every document is in exactly one group, in order; one above the budget is a group by itself.
-    """
-    groups: list[list[int]] = []
-    used = 0
-    for i, document in enumerate(documents):
-        if not groups or used + len(document) > token_budget:
-            groups.append([])
-            used = 0
-        groups[-1].append(i)
-        used += len(document)
-    return groups
+    predicted = previous >= 0
+    chosen: dict[Where, Any] = {
+        "all": predicted,
+        "weighted": predicted & (weight != 0),
+        "replies": predicted & (reply >= 0),
+    }
+    return TokenTree(
+        *tensors,
+        longest=int(lengths.max(initial=0)),
+        filled=sum(map(len, documents)),
+        layout=Layout(tensors[2], tensors[3], tensors[1], int(branch.max()) + 1),
+        chosen={where: torch.from_numpy(np.flatnonzero(keep)) for where, keep in chosen.items()},
+    )
 
 
 def logprobs(
