@@ -91,32 +91,45 @@ def row(work: Workload, options: argparse.Namespace, seconds: list[float], **mor
 # --- engines --------------------------------------------------------------------------------------
 
 
-def tercet(options: argparse.Namespace) -> Iterator[Row]:
+def tercet(options: argparse.Namespace, master: bool = False) -> Iterator[Row]:
+    """The engine on bf16 weights; with `master` on float32 ones under autocast, as PPO has them.
+
+    Every call of `generate` begins with a fresh copy of the weights, so its time is counted.
+    """
     from tercet.rollout import Engine as Rollouts
 
-    model = models.policy(models.config(VOCABULARY, options.small), device(options), dtype(options))
-    engine = Rollouts(model, compile=options.compile)
+    sizes, where = models.config(VOCABULARY, options.small), device(options)
+    kind = torch.float32 if master else dtype(options)
+    engine = Rollouts(models.policy(sizes, where, kind), compile=options.compile)
     for work in workloads(options):
         reset_peak()
-        generate = partial(engine.generate, work.prompts, slots=work.slots)
+
+        def generate(new: Any, seed: int) -> list[Any]:
+            with torch.autocast(where.type, torch.bfloat16, enabled=master):
+                return engine.generate(
+                    work.prompts,  # noqa: B023
+                    max_new_tokens=new,
+                    stop_ids=(),
+                    seed=seed,
+                    slots=work.slots,  # noqa: B023
+                )
+
         began = clock()
-        generate(max_new_tokens=work.replies, seed=99)
+        generate(work.replies, seed=99)
         first = clock() - began
-        generate(max_new_tokens=work.replies, seed=98)
+        generate(work.replies, seed=98)
         done: list[Any] = []
 
         def once(repeat: int) -> None:
-            done[:] = generate(max_new_tokens=work.replies, seed=repeat)  # noqa: B023
+            done[:] = generate(work.replies, seed=repeat)  # noqa: B023
 
         seconds = timed(once, options.repeats, options.budget)
         expect(work, [len(rollout.tokens) for rollout in done])
-        prompts = timed(lambda _: generate(max_new_tokens=1, seed=0), 2)  # noqa: B023
-        began = clock()
-        engine.refresh()
-        more = {"refresh_seconds": round(clock() - began, 5), "first_run_seconds": round(first, 2)}
+        prompts = timed(lambda _: generate(1, seed=0), 2)
         yield row(
-            work, options, seconds, logprobs=True, prompt_seconds=min(prompts), **more,
-            versions=versions("torch", "transformers"), settings={"compile": options.compile},
+            work, options, seconds, logprobs=True, prompt_seconds=min(prompts),
+            first_run_seconds=round(first, 2), versions=versions("torch", "transformers"),
+            settings={"compile": options.compile, "weights": str(kind).removeprefix("torch.")},
         )  # fmt: skip
 
 
@@ -237,7 +250,11 @@ def difference(options: argparse.Namespace, name: str, kind: torch.dtype, small:
     engine = Rollouts(model, compile=options.compile)
     count = min(64, len(work.prompts))
     rollouts = engine.generate(
-        work.prompts[:count], max_new_tokens=work.replies[:count], slots=max(2, count // 2), seed=7
+        work.prompts[:count],
+        max_new_tokens=work.replies[:count],
+        stop_ids=(),
+        slots=max(2, count // 2),
+        seed=7,
     )
     engine.release()
     plain = models.policy(sizes, device(options), kind, attention="sdpa")
@@ -333,6 +350,7 @@ BENCHMARK = Benchmark(
     about=__doc__.splitlines()[0],
     engines={
         "tercet": Engine(tercet),
+        "tercet-master": Engine(partial(tercet, master=True), usual=False),
         "generate": Engine(transformers),
         "generate-static": Engine(partial(transformers, static=True), usual=False),
         "vllm": Engine(vllm, needs="vllm"),
