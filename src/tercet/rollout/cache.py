@@ -97,7 +97,7 @@ class _Reader:
         )[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """Keys and values of prompts that were read together.
 
