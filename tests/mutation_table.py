@@ -707,7 +707,7 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "infinite norm zeroes the gradients",
         OPTIM,
-        "if max_norm is not None and bool(norm.isfinite()):",
+        "if max_norm is not None and math.isfinite(value):",
         "if max_norm is not None:",
         OPTIMIZER,
     ),

@@ -78,3 +78,12 @@ def test_a_text_without_text_is_refused(config, tmp_path):
     empty.write_text('{"text": " "}\n')
     with pytest.raises(InputError, match=r"empty\.jsonl"):
         stage(main, replace(config, text=empty), tmp_path / "run")
+
+
+def test_recomputed_activations_change_no_number(trained, config, tmp_path):
+    again = stage(main, replace(config, checkpoint_activations=True), tmp_path)
+    assert same(weights(trained.model), weights(again.model))
+
+
+def test_filler_is_logged(trained):
+    assert all(0 <= row["filler"] < 1 for row in trained.metrics())

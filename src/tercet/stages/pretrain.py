@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,16 +10,26 @@ from typing import Any, Literal
 from tercet.data.importers import read_texts
 from tercet.data.tokens import train_tokenizer, windows
 from tercet.model.checkpoint import Checkpoints, seed_all
-from tercet.model.load import check_context, load_policy, load_tokenizer, new_policy, save_model
+from tercet.model.compile import compile_layers
+from tercet.model.load import (
+    check_context,
+    checkpoint_activations,
+    load_policy,
+    load_tokenizer,
+    new_policy,
+    save_model,
+)
 from tercet.model.optim import StepGuard, adam, cosine
 from tercet.model.shard import Ranks
 from tercet.model.train import (
     batch_indices,
+    fitted_budget,
     held_out_nll,
     nll_step,
     read_windows,
     window_documents,
 )
+from tercet.model.tree import Document
 from tercet.records import InputError, about
 from tercet.rundir import RunDir, progress
 
@@ -69,6 +79,10 @@ class Config:
     """Tokens in one forward pass of one rank."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the layers: auto on a GPU for models worth it; on, off."""
+    checkpoint_activations: bool = False
+    """Recompute each layer in the backward pass: slower, far less memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -103,6 +117,16 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             f"{config.text}: {len(documents)} windows of {config.context} tokens are less than one "
             f"batch of {config.batch}; give more text, a shorter context or a smaller batch"
         )
+
+    def taken(step: int) -> list[Document]:
+        places = batch_indices(len(documents), config.batch, step, config.seed)
+        return [documents[i] for i in places]
+
+    budget = fitted_budget(map(taken, range(min(steps, 4))), config.token_budget, ranks)
+    config = replace(config, token_budget=budget)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    compile_layers(model, config.compile)
     optimizer = adam(
         model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
@@ -124,14 +148,11 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         run.rewind(start - 1)
         bar.resume(start)
         for step in range(start, steps):
-            batch = [
-                documents[i] for i in batch_indices(len(documents), config.batch, step, config.seed)
-            ]
             numbers = nll_step(
                 model,
                 optimizer,
                 guard,
-                batch,
+                taken(step),
                 ranks,
                 lr=config.lr * cosine(step, steps, warmup=config.warmup),
                 clip=config.clip,

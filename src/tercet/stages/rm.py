@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,10 @@ from tercet.data.rankings import (
 from tercet.judge.accuracy import reward_report
 from tercet.model.adapt import adapt, merge
 from tercet.model.checkpoint import Checkpoints, seed_all
+from tercet.model.compile import compile_layers
 from tercet.model.load import (
     check_context,
+    checkpoint_activations,
     fingerprint,
     load_scalar,
     load_tokenizer,
@@ -33,7 +35,8 @@ from tercet.model.load import (
 from tercet.model.optim import StepGuard, adam, clip_gradients, cosine, set_lr
 from tercet.model.reward import encode_replies, gather_scores, write_probe
 from tercet.model.shard import Ranks
-from tercet.model.train import precision_context, trees
+from tercet.model.train import Packed, filler, fitted_budget, precision_context, trees
+from tercet.model.transfer import together
 from tercet.model.tree import Document, scalars
 from tercet.objectives import ranking_loss, ranking_total, reward_gain_bias
 from tercet.records import Demonstration, InputError, Ranking, about, prompt_text, read_records
@@ -91,6 +94,10 @@ class Config:
     """Tokens in one forward pass of one rank."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the layers: auto on a GPU for models worth it; on, off."""
+    checkpoint_activations: bool = False
+    """Recompute each layer in the backward pass: slower, far less memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -122,6 +129,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     model = adapt(model, config.adapt, config.seed)
     # The loss does not depend on the head's bias; Adam would still carry rounding noise into it.
     scalar_head(model).bias.requires_grad_(False)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    compile_layers(model, config.compile)
 
     elements, size = train, config.batch
     if config.pair_shuffled:
@@ -134,6 +144,8 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         for epoch in range(config.epochs)
     ]
     plan = [batch for epoch in epochs for batch in epoch]
+    first = ([elements[i][1] for i in batch] for batch in plan[:4])
+    config = replace(config, token_budget=fitted_budget(first, config.token_budget, ranks))
     optimizer = adam(
         [p for p in model.parameters() if p.requires_grad],
         config.lr,
@@ -159,14 +171,16 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             batch = [elements[i] for i in plan[step]]
             set_lr(optimizer, config.lr * cosine(step, len(plan), warmup=config.warmup))
             optimizer.zero_grad()
-            sums = backward(model, batch, ranks, config)
+            packed = packs(batch, ranks, config)
+            sums = packed_backward(model, batch, packed, ranks, config)
             ranks.sum_gradients(model.parameters())
             norm = clip_gradients(model.parameters(), config.clip)
             loss, right, decided = ranks.sum(sums).tolist()
             guard.step(optimizer, loss, norm)
             accuracy = right / max(decided, 1)
             lr = optimizer.param_groups[0]["lr"]
-            run.log(step, {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "lr": lr})
+            numbers = {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "lr": lr}
+            run.log(step, numbers | {"filler": filler(packed)})
             bar.advance(1, loss=loss, accuracy=accuracy)
             checkpoints.offer(
                 step + 1,
@@ -284,6 +298,19 @@ def divide(
 
 def backward(model: Any, batch: Sequence[Example], ranks: Ranks, config: Config) -> torch.Tensor:
     """Gradients of the K-wise loss over my share; (loss, right pairs, pairs) of that share."""
+    return packed_backward(model, batch, packs(batch, ranks, config), ranks, config)
+
+
+def packs(batch: Sequence[Example], ranks: Ranks, config: Config) -> Packed:
+    """My share of a batch, packed."""
+    mine = [ids for _, ids in ranks.share(batch)]
+    return trees(mine, config.token_budget, ranks.device)
+
+
+def packed_backward(
+    model: Any, batch: Sequence[Example], packed: Packed, ranks: Ranks, config: Config
+) -> torch.Tensor:
+    """`backward` of a batch whose share is packed already."""
     options: dict[str, Any] = {
         "denominator": config.denominator,
         "weighting": config.weighting,
@@ -291,14 +318,15 @@ def backward(model: Any, batch: Sequence[Example], ranks: Ranks, config: Config)
     total = ranking_total(*judgements([r for r, _ in batch]), **options)
     mine = ranks.share(batch)
     sums = torch.zeros(3, device=ranks.device)
-    for group, tree in trees([ids for _, ids in mine], config.token_budget, ranks.device):
+    for group, tree in packed:
         with precision_context(ranks.device, config.precision):
             values_RL = scalars(model, tree)
         scores_N = tree.at_last(values_RL)
-        prompt_N, rank_N = (x.to(ranks.device) for x in judgements([mine[g][0] for g in group]))
-        loss = ranking_loss(scores_N, prompt_N, rank_N, total=total, **options)
+        judged = judgements([mine[g][0] for g in group])  # pairs are found on the CPU
+        loss = ranking_loss(scores_N, *judged, total=total, **options)
         loss.backward()
         with torch.no_grad():
+            prompt_N, rank_N = together(judged, ranks.device)
             same = prompt_N[:, None] == prompt_N[None, :]
             preferred = same & (rank_N[:, None] < rank_N[None, :])
             right = preferred & (scores_N[:, None] > scores_N[None, :])

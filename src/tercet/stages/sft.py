@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ from tercet.data.tokens import encode_prompt, encode_reply
 from tercet.model.adapt import adapt, merge
 from tercet.model.checkpoint import Checkpoints, seed_all
 from tercet.model.checks import check_eos
+from tercet.model.compile import compile_layers
 from tercet.model.load import (
     check_context,
+    checkpoint_activations,
     load_policy,
     load_tokenizer,
     residual_dropout,
@@ -22,6 +24,7 @@ from tercet.model.optim import StepGuard, adam, cosine
 from tercet.model.shard import Ranks
 from tercet.model.train import (
     batch_indices,
+    fitted_budget,
     held_out_nll,
     nll_step,
     read_windows,
@@ -71,6 +74,10 @@ class Config:
     """Tokens in one forward pass of one rank."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the layers: auto on a GPU for models worth it; on, off."""
+    checkpoint_activations: bool = False
+    """Recompute each layer in the backward pass: slower, far less memory."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -120,6 +127,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     check_context(model, max((len(d.prompt) for d in web + web_held_out), default=0))
 
     model = adapt(model, config.adapt, config.seed)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
+    compile_layers(model, config.compile)
     optimizer = adam(
         model.parameters(), config.lr, betas=config.betas, weight_decay=config.weight_decay
     )
@@ -128,6 +138,16 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     steps = per_epoch * config.epochs
     history: list[dict[str, float]] = []
     residual_dropout(model, config.dropout)
+
+    def taken(step: int) -> list[Document]:
+        places = batch_indices(len(train), config.batch - mixed, step, config.seed)
+        batch = [train[i] for i in places]
+        if mixed:
+            batch += [web[i] for i in batch_indices(len(web), mixed, step, config.seed + 1)]
+        return batch
+
+    budget = fitted_budget(map(taken, range(min(steps, 4))), config.token_budget, ranks)
+    config = replace(config, token_budget=budget)
 
     model.train()
     with (
@@ -145,16 +165,11 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         run.rewind(start - 1)
         bar.resume(start)
         for step in range(start, steps):
-            batch = [
-                train[i] for i in batch_indices(len(train), config.batch - mixed, step, config.seed)
-            ]
-            if mixed:
-                batch += [web[i] for i in batch_indices(len(web), mixed, step, config.seed + 1)]
             numbers = nll_step(
                 model,
                 optimizer,
                 guard,
-                batch,
+                taken(step),
                 ranks,
                 lr=config.lr * cosine(step, steps),
                 clip=config.clip,
