@@ -116,7 +116,7 @@ def parse(benchmark: Benchmark, argv: Sequence[str] | None) -> argparse.Namespac
     add("--device", choices=("cuda", "cpu"))
     add("--engines", default=",".join(usual), help=f"of {', '.join(benchmark.engines)}")
     add("--repeats", type=int, default=3, help="timed runs of each engine")
-    add("--budget", type=float, default=45.0, help="seconds for an engine's timed runs of a kind")
+    add("--budget", type=float, default=30.0, help="seconds for an engine's timed runs of a kind")
     add("--timeout", type=float, default=400.0, help="seconds after which an engine is ended")
     add("--out", type=Path, help="results are merged into this JSON file")
     add("--path", action="append", default=[], help="ENGINE=FOLDER with packages for that engine")
