@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
+
 from tercet.report.style import INK, QUIET, RULE, canvas, headline, save
 
 OURS, PEER = "#1b8f6a", "#8a8f98"
@@ -36,9 +38,9 @@ def bars(panels: Sequence[Panel], title: str, unit: str, stem: Path) -> None:
         save(figure, stem)
 
 
-def _panel(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]
-    names = list(panel.values)
-    values = list(panel.values.values())
+def _panel(axes: Axes, panel: Panel) -> None:
+    ours_first = sorted(panel.values, key=lambda name: (name != "tercet", -panel.values[name]))
+    names, values = ours_first, [panel.values[name] for name in ours_first]
     lines = {name: x for name, x in panel.lines.items() if x is not None}
     colours = [OURS if name.startswith("tercet") else PEER for name in names]
     axes.barh(range(len(names)), values, color=colours, height=0.62)
@@ -52,6 +54,11 @@ def _panel(axes, panel: Panel) -> None:  # type: ignore[no-untyped-def]
     for place, value in enumerate(values):
         text = f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"
         axes.text(value + 0.008 * right, place, text, va="center", fontsize=9, color=INK)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.locator_params(axis="x", nbins=6)
+    places = sorted(lines.values())
+    crowded = len(places) > 1 and places[-1] - places[0] < 0.2 * right
     for name, x in lines.items():
         axes.axvline(x, color=QUIET, linewidth=1.2, linestyle=(0, (3, 2)))
-        axes.text(x, -0.62, name, ha="center", va="bottom", fontsize=8.5, color=QUIET)
+        side = "center" if not crowded else "right" if x == places[0] else "left"
+        axes.text(x, -0.62, name, ha=side, va="bottom", fontsize=8.5, color=QUIET)

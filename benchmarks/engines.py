@@ -167,7 +167,7 @@ def run(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Row]:
         claims = [] if options.small else benchmark.claims(rows)
         merge(options.out, began, about | {"claims": [c.__dict__ | {"met": c.met} for c in claims]},
               rows)  # fmt: skip
-    if benchmark.plot is not None:
+    if benchmark.plot is not None and not options.small:
         try:
             benchmark.plot(rows, limits[0], options.out.with_suffix(""))
         except Exception:  # the numbers are on disk; a figure is no reason to call them failed
