@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ALIGNMENT = 128
-"""Bytes; kernels are compiled for aligned tensors."""
+ALIGNMENT = 512
+"""Bytes, as torch itself allocates on a GPU: kernels are compiled for aligned tensors."""
 
 
 def together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
