@@ -205,7 +205,9 @@ class _ChunkedHead(torch.autograd.Function):
         precise = torch.promote_types(weight_VD.dtype, torch.float32)
         grad_weight = torch.zeros_like(weight_VD, dtype=precise) if need_weight else None
         grad_bias = torch.zeros_like(bias_V, dtype=precise) if need_bias else None
-        rows_M = (target_M, lse_M, entropy_M, grad_logp_M, grad_entropy_M)
+        # A sum gives expanded gradients, which would be compiled once more.
+        grads_M = (grad_logp_M.contiguous(), grad_entropy_M.contiguous())
+        rows_M = (target_M, lse_M, entropy_M, *grads_M)
         for i, hidden_CD in enumerate(hidden_MD.split(ctx.chunk)):
             here = slice(i * ctx.chunk, i * ctx.chunk + hidden_CD.shape[0])
             raw_CV = kept[i] if kept else nn.functional.linear(hidden_CD, weight_VD, bias_V)
