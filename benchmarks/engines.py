@@ -119,7 +119,12 @@ def parse(benchmark: Benchmark, argv: Sequence[str] | None) -> argparse.Namespac
     add("--budget", type=float, default=30.0, help="seconds for an engine's timed runs of a kind")
     add("--timeout", type=float, default=400.0, help="seconds after which an engine is ended")
     add("--out", type=Path, help="results are merged into this JSON file")
-    add("--path", action="append", default=[], help="ENGINE=FOLDER with packages for that engine")
+    add(
+        "--path",
+        action="append",
+        default=[],
+        help="PACKAGE=FOLDER that only engines which need the package see",
+    )
     add("--commit", help="commit of this source where git is not there to ask")
     add("--verbose", action="store_true", help="show what the engines print")
     add("--child", help=argparse.SUPPRESS)
@@ -188,7 +193,8 @@ def apart(
         print(f"{name} ...", end=" ", flush=True)
         began = time.monotonic()
         with log.open("w") as output:
-            code = wait(command, environment_of(name, options), output, options)
+            needs = benchmark.engines[name].needs if name in benchmark.engines else None
+            code = wait(command, environment_of(needs, options), output, options)
         print(f"{time.monotonic() - began:.0f} s", flush=True)
         found = [json.loads(line) for line in rows.read_text().splitlines()]
         if code == 0:
@@ -217,15 +223,15 @@ def wait(
         raise
 
 
-def environment_of(name: str, options: argparse.Namespace) -> dict[str, str]:
-    """The environment of an engine's process: this repository, then packages of its own."""
+def environment_of(package: str | None, options: argparse.Namespace) -> dict[str, str]:
+    """The environment of an engine's process: this repository, then what its package needs."""
     wanted = [p.partition("=") for p in options.path]
-    own = [folder for engine, _, folder in wanted if name.startswith(engine)]
+    own = [folder for name, _, folder in wanted if name == package]
     root = str(Path(__file__).parents[1])
     inherited = os.environ.get("PYTHONPATH", "")
     folders = [root, *own, *([inherited] if inherited else [])]
     changed = {"PYTHONPATH": os.pathsep.join(folders)}
-    if name.startswith("trl"):  # its tensors come in many sizes; without this it fits less
+    if package == "trl":  # its tensors come in many sizes; without this it fits less
         changed["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     return os.environ | changed
 

@@ -40,7 +40,7 @@ from benchmarks import models
 from benchmarks.counting import Decoding, Shape, causal_pairs, decoding, forward_flops
 from benchmarks.engines import Benchmark, Claim, Engine, Row, Rows, device, dtype, main
 from benchmarks.measure import GIB, clock, free_memory, peak_gib, reset_peak, spread, versions
-from tercet.model import load
+from tercet.model.frozen import halve
 from tercet.model.optim import StepGuard, adam
 from tercet.model.shard import Ranks
 from tercet.rollout import experience
@@ -131,8 +131,8 @@ def prepare(work: Workload, options: argparse.Namespace) -> Trained:
     value = models.scalar(sizes(options), where, torch.float32, seed=1)
     for frozen in (reference, reward):
         frozen.requires_grad_(False)
-        if where.type == "cuda" and hasattr(load, "halve"):
-            load.halve(frozen)
+        if where.type == "cuda":
+            halve(frozen)
     for model in (policy, value, reference, reward):
         models.compiled(model, options.compile)
     optimizers = tuple(

@@ -21,6 +21,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ from benchmarks.counting import Shape, causal_pairs, forward_flops, tree_pairs
 from benchmarks.engines import Benchmark, Claim, Engine, Row, Rows, device, main
 from benchmarks.measure import free_memory, peak_gib, reset_peak, spread, timed, versions
 from benchmarks.peers import StepClock, largest_that_fits, liger, training_arguments
+from tercet.model import load
 from tercet.model.optim import StepGuard, adam, clip_gradients
 from tercet.model.shard import Ranks
+from tercet.model.train import fitted_budget
 from tercet.model.tree import Document
 from tercet.records import RankedReply, Ranking
 from tercet.stages import rm
@@ -110,16 +113,20 @@ def stage_config(options: argparse.Namespace, precision: str = "auto") -> rm.Con
 def tercet(options: argparse.Namespace) -> Iterator[Row]:
     where = device(options)
     model = models.scalar(models.config(VOCABULARY, options.small), where, torch.float32)
+    if options.recompute:
+        load.checkpoint_activations(model)
     compiled = models.compiled(model, options.compile)
     model.score.bias.requires_grad_(False)
     optimizer = adam(model.parameters(), 1e-5)
     guard, ranks, config = StepGuard(), Ranks(device=where), stage_config(options)
-    data = [examples(options.prompts, options)]
+    data = examples(options.prompts, options)
+    budget = fitted_budget([[ids for _, ids in data]], config.token_budget, ranks)
+    config = replace(config, token_budget=budget)
     model.train()
 
     def step(_: int) -> None:
         optimizer.zero_grad()
-        sums = rm.backward(model, data[0], ranks, config)
+        sums = rm.backward(model, data, ranks, config)
         norm = clip_gradients(model.parameters(), CLIP)
         guard.step(optimizer, float(ranks.sum(sums)[0]), norm)
 
@@ -128,7 +135,7 @@ def tercet(options: argparse.Namespace) -> Iterator[Row]:
     seconds = timed(step, 2 * options.repeats, options.budget)
     yield row(
         options, seconds, trees=True, versions=versions("torch", "transformers"),
-        settings={"token_budget": options.token_budget, "compiled": compiled},
+        settings={"token_budget": budget, "compiled": compiled, "recompute": options.recompute},
     )  # fmt: skip
 
 
@@ -281,7 +288,8 @@ def plot(rows: Rows, machine: Row, stem: Path) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompts", type=int, default=16, help="prompts in an optimizer step")
-    add("--token-budget", type=int, default=13_312, help="tokens in one of tercet's packs")
+    add("--token-budget", type=int, default=16_384, help="tokens in one of tercet's packs, at most")
+    add("--recompute", action="store_true", help="tercet recomputes activations to save memory")
     add("--compile", default="auto", help="auto or off, for tercet's layers")
     add("--trl-pairs", default=[16, 12, 8, 4], help="micro-batches to try, the first that fits",
         type=lambda text: [int(word) for word in text.split(",")])  # fmt: skip

@@ -30,9 +30,10 @@ from benchmarks.counting import Shape, causal_pairs, forward_flops
 from benchmarks.engines import Benchmark, Claim, Engine, Row, Rows, device, main
 from benchmarks.measure import free_memory, peak_gib, reset_peak, spread, timed, versions
 from benchmarks.peers import StepClock, largest_that_fits, liger, training_arguments
+from tercet.model import load
 from tercet.model.optim import StepGuard, adam
 from tercet.model.shard import Ranks
-from tercet.model.train import held_out_nll, nll_step
+from tercet.model.train import fitted_budget, held_out_nll, nll_step
 from tercet.model.tree import Document
 
 VOCABULARY = 128_256
@@ -76,26 +77,31 @@ def flops(lengths: list[int], options: argparse.Namespace) -> int:
 def tercet(options: argparse.Namespace) -> Iterator[Row]:
     where = device(options)
     model = models.policy(models.config(VOCABULARY, options.small), where, torch.float32)
+    if options.recompute:
+        load.checkpoint_activations(model)
     compiled = models.compiled(model, options.compile)
-    optimizer, guard = adam(model.parameters(), 1e-5), StepGuard()
-    warm = 3
-    repeats = 2 * options.repeats
-    batches = documents(options, warm + repeats)
+    optimizer, guard, ranks = adam(model.parameters(), 1e-5), StepGuard(), Ranks(device=where)
+    batches = documents(options, 2 * options.repeats)
+    first = ([Document(ids, [], prompt_weight=1.0) for ids in batch] for batch in batches[:4])
+    budget = fitted_budget(first, options.token_budget, ranks)
     model.train()
 
     def step(ids: list[list[int]]) -> None:
         nll_step(
             model, optimizer, guard, [Document(d, [], prompt_weight=1.0) for d in ids],
-            Ranks(device=where), lr=1e-5, clip=CLIP, token_budget=options.token_budget,
+            ranks, lr=1e-5, clip=CLIP, token_budget=budget,
         )  # fmt: skip
 
-    timed(lambda i: step(batches[i]), warm, budget=150)
+    for ids in batches:  # packs have up to three lengths; each is compiled when it first comes
+        step(ids)
     reset_peak()
-    seconds = timed(lambda i: step(batches[warm + i]), repeats, options.budget)
+    seconds = timed(lambda i: step(batches[i]), len(batches), options.budget)
     yield row(
-        options, batches[warm : warm + len(seconds)], seconds,
+        options,
+        batches[: len(seconds)],
+        seconds,
         versions=versions("torch", "transformers"),
-        settings={"token_budget": options.token_budget, "compiled": compiled},
+        settings={"token_budget": budget, "compiled": compiled, "recompute": options.recompute},
     )  # fmt: skip
 
 
@@ -276,7 +282,8 @@ def plot(rows: Rows, machine: Row, stem: Path) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--tokens", type=int, help="tokens of a step, at most; 65,536, or 512 of the toy")
-    add("--token-budget", type=int, default=16_384, help="tokens in one of tercet's packs")
+    add("--token-budget", type=int, default=16_384, help="tokens in one of tercet's packs, at most")
+    add("--recompute", action="store_true", help="tercet recomputes activations to save memory")
     add("--compile", default="auto", help="auto or off, for tercet's layers")
     add("--trl-rows", help="micro-batches to try instead of those of each engine",
         type=lambda text: [int(word) for word in text.split(",")])  # fmt: skip
