@@ -19,6 +19,9 @@ GPU_BLOCK = 128
 PER_ROW = 512
 """Tokens that a row more costs as much as: casts of the weights, sums of their gradients."""
 
+DRAWN = 512
+"""Documents by which a row length is chosen."""
+
 
 def micro_batches(lengths: Sequence[int], token_budget: int, rows: Rows) -> list[list[int]]:
     """Groups of indices whose lengths sum to at most `token_budget`, ascending within a group.
@@ -50,7 +53,7 @@ def row_length(steps: Iterable[Sequence[int]], token_budget: int) -> int:
 
     Nine documents of 1,664 tokens fill a row of 14,976; a row of 16,384 would hold no tenth.
     """
-    steps = [step for step in steps if step]
+    steps = _enough([step for step in steps if step])
     most = max(GPU_BLOCK, token_budget // GPU_BLOCK * GPU_BLOCK)
     least = max(most // 4, *(max(step) for step in steps), GPU_BLOCK) if steps else most
 
@@ -59,6 +62,13 @@ def row_length(steps: Iterable[Sequence[int]], token_budget: int) -> int:
         return sum(_row(total, limit) + PER_ROW for total in rows)
 
     return min(range(most, min(least, most) - 1, -GPU_BLOCK), key=cost, default=most)
+
+
+def _enough(steps: list[Sequence[int]]) -> list[Sequence[int]]:
+    """The first steps, as many as hold some hundred documents: a hundred rows are tried on them."""
+    return [
+        step for i, step in enumerate(steps) if i == 0 or sum(map(len, steps[: i + 1])) <= DRAWN
+    ]
 
 
 def _gpu(lengths: Sequence[int], limit: int) -> list[list[int]]:
