@@ -36,6 +36,23 @@ HARMLESS = {
 HARMLESS |= {"is_causal", "output_hidden_states", "return_dict", "num_items_in_batch"}
 
 
+# Tiles of the FlexAttention kernels for bf16 and heads of at most 128. torch's own choice suits
+# long full rows; on packed documents it takes 2.1 to 2.4 times as long forward, 1.1 to 1.2 times
+# backward (H200, 32 heads of 64; benchmarks/results/flex_tiles.json).
+TILES: Any = {
+    "fwd_BLOCK_M": 64,
+    "fwd_BLOCK_N": 64,
+    "fwd_num_warps": 4,
+    "fwd_num_stages": 3,
+    "bwd_BLOCK_M1": 64,
+    "bwd_BLOCK_N1": 64,
+    "bwd_BLOCK_M2": 64,
+    "bwd_BLOCK_N2": 64,
+    "bwd_num_warps": 4,
+    "bwd_num_stages": 2,
+}
+
+
 class Layout:
     """Who sees whom in a packed batch, and the masks made from it, one a window.
 
@@ -240,7 +257,12 @@ def _flex(
         block_mask=block_mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=TILES if _tiles_fit(query) else None,
     )
+
+
+def _tiles_fit(query: Tensor) -> bool:
+    return query.is_cuda and query.dtype.itemsize == 2 and query.shape[-1] <= 128
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -14,8 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -68,7 +68,7 @@ def attention_layers(model: PreTrainedModel) -> Layers:
     return Layers([module for module, _ in probe.met], heads, width, dtype)
 
 
-class _Reader:
+class Reader:
     """Packed prompts under the attention of trees; every layer's keys and values stay behind."""
 
     def __init__(self, layout: object) -> None:
@@ -106,33 +106,36 @@ class Prompts:
     """
 
     entries: Tensor
-    start: list[int]
-    size: list[int]
+    start: np.ndarray
+    size: np.ndarray
 
 
 @torch.no_grad()
 def read_prompts(
-    model: PreTrainedModel, layers: Layers, prompts: Sequence[Sequence[int]], budget: int
+    model: PreTrainedModel, layers: Layers, prompts: Sequence[Sequence[int]], length: int
 ) -> Prompts:
-    """Run the model over prompts, packed end to end; each has at least one token."""
-    tree = pack([Document(prompt) for prompt in prompts], budget, device=model.device)
+    """Run the model over prompts in a pack of `length`; each has at least one token."""
+    rows = "cpu" if model.device.type == "cpu" else "gpu"
+    tree = pack([Document(prompt) for prompt in prompts], length, rows)
+    # Found on the CPU: the device need not be waited for.
+    first = (tree.document >= 0) & (tree.offset == 0)
+    place = first.flatten().nonzero()[:, 0]
+    start = dict(zip(tree.document.flatten()[place].tolist(), place.tolist(), strict=True))
+    tree = tree.to(model.device)
     tree.layout.prepare(model)
     model.base_model(
         input_ids=tree.tokens,
         position_ids=tree.position,
         use_cache=False,
-        cache_view=_Reader(tree.layout),
+        cache_view=Reader(tree.layout),
     )
     parts = []
     for module in layers.modules:
         parts += [module.read_key, module.read_value]
         del module.read_key, module.read_value
     entries = torch.stack(parts).unflatten(0, (-1, 2))  # type: ignore[arg-type]
-    document = tree.document.flatten().cpu()
-    start = torch.full((len(prompts),), len(document))
-    known = document >= 0
-    start.scatter_reduce_(0, document[known], torch.arange(len(document))[known], "amin")
-    return Prompts(entries, start.tolist(), list(map(len, prompts)))
+    size = np.array(list(map(len, prompts)))
+    return Prompts(entries, np.array([start[i] for i in range(len(prompts))]), size)
 
 
 class SlotCache:
@@ -206,14 +209,10 @@ class SlotCache:
 
     def fill(self, slots: list[int], prompts: Prompts, chosen: list[int]) -> None:
         """Copies prompts `chosen` into `slots`, all layers at once."""
-        sizes = [prompts.size[i] for i in chosen]
-        slot = [slot for slot, size in zip(slots, sizes, strict=True) for _ in range(size)]
-        place = list(chain.from_iterable(map(range, sizes)))
-        starts = [prompts.start[i] for i in chosen]
-        token = chain.from_iterable(
-            range(start, start + size) for start, size in zip(starts, sizes, strict=True)
-        )
-        index = torch.tensor([slot, place, list(token)]).to(self.device)
+        size = prompts.size[chosen]
+        place = np.concatenate([np.arange(count) for count in size])
+        token = np.repeat(prompts.start[chosen], size) + place
+        index = torch.from_numpy(np.stack([np.repeat(slots, size), place, token])).to(self.device)
         length = prompts.entries.shape[4]
         row_M, column_M = index[2] // length, index[2] % length
         self.storage[:, :, index[0], :, index[1]] = prompts.entries[:, :, row_M, :, column_M]

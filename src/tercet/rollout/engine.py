@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, islice
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from tercet.rollout.graphs import Steps
 from tercet.rollout.inference import InferenceCopy
 from tercet.rollout.queue import Reply, Request, check_requests, make_requests, replies
 from tercet.rollout.sampling import choose
-from tercet.rollout.slots import Slots
+from tercet.rollout.slots import Slots, Taken
 
 READ_TOKENS = {"cpu": 4096, "cuda": 16384}
 """Prompt tokens read at once, ahead of the slots that will take them."""
@@ -150,9 +151,7 @@ class Engine:
             storage = self._prepare(model, requests, min(slots, wanted))
             storage.slots.set_stops(stop_ids)
             layers, budget = storage.cache.layers, READ_TOKENS[self.device.type]
-            queue = replies(
-                requests, seed, budget, lambda ids: read_prompts(model, layers, ids, budget)
-            )
+            queue = replies(requests, seed, budget, partial(read_prompts, model, layers))
             run = _Run(storage, queue, Choice(temperature, greedy, top_k, top_p))
             storage.cache.attach()
             try:
@@ -274,6 +273,7 @@ class _Run:
         """Every reply as it ends."""
         self._place(list(range(self.slots.size)), list(islice(self.queue, self.slots.size)))
         self.rows = self._fitting()
+        ended: tuple[list[Reply], Taken] | None = None
         while self.running:
             steps = self.deadline - self.now
             if stops or look == 1:
@@ -281,14 +281,20 @@ class _Run:
             low, high = self.first
             self.steps.run(steps, self.rows, self.choice, (low + self.now, high + self.now))
             self.now += steps
+            if ended is not None:
+                # What ended before these steps is read while they run.
+                yield from self._read(*ended)
+                ended = None
             finished = [slot for slot in self.slots.dead(self.rows) if slot in self.running]
             if finished:
-                yield from self._take(finished)
+                whose = [self.running.pop(slot)[0] for slot in finished]
+                ended = whose, self.slots.take(finished)
                 self._refill(finished)
+        if ended is not None:
+            yield from self._read(*ended)
 
-    def _take(self, finished: list[int]) -> Iterator[Rollout]:
-        for slot, (tokens, logprobs) in zip(finished, self.slots.take(finished), strict=True):
-            reply, _ = self.running.pop(slot)
+    def _read(self, replies: list[Reply], taken: Taken) -> Iterator[Rollout]:
+        for reply, (tokens, logprobs) in zip(replies, taken.read(), strict=True):
             if any(map(math.isnan, logprobs)):
                 raise RunFailed(
                     f"the model gives NaN logits after prompt {reply.prompt}: its weights have "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tercet.model.load import decoder_layers, unwrap
-from tercet.rollout.cache import SlotCache, _Reader
+from tercet.rollout.cache import Reader, SlotCache
 
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
@@ -45,6 +45,9 @@ class InferenceCopy:
         if compiled:
             for layer in decoder_layers(self.model):
                 layer.forward = partial(_run_layer, layer)  # type: ignore[method-assign]
+            for module in self.model.base_model.children():
+                if any(word in type(module).__name__ for word in ("Norm", "Rotary")):
+                    module.compile(dynamic=True)
         self.refresh()
 
     @property
@@ -161,7 +164,7 @@ def _run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     view = kwargs.get("cache_view")
     if isinstance(view, SlotCache):
         return _compiled_step()(layer, args, kwargs)
-    if isinstance(view, _Reader):
+    if isinstance(view, Reader):
         return _compiled_reading()(layer, args, kwargs)
     return type(layer).forward(layer, *args, **kwargs)
 

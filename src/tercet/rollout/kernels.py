@@ -26,7 +26,7 @@ def attend(
     WINDOW: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One (row, key/value head, part of its positions): online softmax over blocks of keys."""
-    row, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head, part, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     place = tl.load(position + row).to(tl.int32)  # of the new token; -1 on an idle slot
     g, d = tl.arange(0, GROUP), tl.arange(0, WIDTH)
     in_head = d < D

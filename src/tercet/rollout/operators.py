@@ -54,7 +54,8 @@ def slot_attention(
         shape = (rows, shared, splits, padded_group)
         partial = query.new_empty(*shape, padded_width, dtype=torch.float32)
         weight = query.new_empty(shape, dtype=torch.float32)
-    grid = (rows, shared, splits)
+    # Rows vary slowest: they come longest first, so the last programs to start are short ones.
+    grid = (shared, splits, rows)
     with torch.cuda.device_of(query):
         kernels.attend[grid](
             query, key, value, storage, position, out, partial, weight,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ def replies(
     requests: Sequence[Request],
     seed: int,
     budget: int,
-    read: Callable[[list[Sequence[int]]], Prompts],
+    read: Callable[[list[Sequence[int]], int], Prompts],
 ) -> Iterator[Reply]:
     """Every reply to make; a pack of at most `budget` prompt tokens is read when first needed.
 
@@ -57,15 +58,18 @@ def replies(
     special case.
     """
     wanted = [i for i, request in enumerate(requests) if request.samples]
-    order = sorted(wanted, key=lambda i: -len(requests[i].tokens))
+    order = deque(sorted(wanted, key=lambda i: -len(requests[i].tokens)))
+    left = sum(len(requests[i].tokens) - 1 for i in order)
     while order:
+        length = pack_length(left, budget)
         pack: list[int] = []
         used = 0
-        while order and (not pack or used + len(requests[order[0]].tokens) - 1 <= budget):
-            pack.append(order.pop(0))
+        while order and (not pack or used + len(requests[order[0]].tokens) - 1 <= length):
+            pack.append(order.popleft())
             used += len(requests[pack[-1]].tokens) - 1
-        read_ahead = [requests[i].tokens[:-1] for i in pack if len(requests[i].tokens) > 1]
-        prompts = read(read_ahead) if read_ahead else None
+        left -= used
+        ahead = [requests[i].tokens[:-1] for i in pack if len(requests[i].tokens) > 1]
+        prompts = read(ahead, length) if ahead else None
         for place, i in enumerate(pack):
             request = requests[i]
             # One-token prompts are the shortest, so they come last and disturb no place.
@@ -73,6 +77,14 @@ def replies(
             for sample in range(request.samples):
                 name = stream(seed, request.key, sample)
                 yield Reply(i, sample, request.tokens, name, request.limit, source, place)
+
+
+def pack_length(tokens: int, budget: int) -> int:
+    """The largest of budget, a half, a quarter that `tokens` fill, else the quarter.
+
+    Three lengths for a compiled reader; a whole pack for a few prompts would be mostly filler.
+    """
+    return next((size for size in (budget, budget // 2) if size <= tokens), budget // 4)
 
 
 def make_requests(

@@ -91,15 +91,30 @@ class Slots:
         """Slots among the first `rows` that are idle. The host waits for the device here."""
         return (~self.live[:rows]).nonzero()[:, 0].tolist()
 
-    def take(self, slots: list[int]) -> list[tuple[list[int], list[float]]]:
-        """Tokens and log-probs of finished slots. The host waits for the device here."""
+    def take(self, slots: list[int]) -> Taken:
+        """What finished slots hold, copied out before they are used again."""
         index = torch.tensor(slots, device=self.live.device)
-        counts = self.count[index].tolist()
-        tokens = self.tokens[index, : max(counts)].tolist()
-        logprobs = self.logprobs[index, : max(counts)].tolist()
+        return Taken(self.count[index], self.tokens[index], self.logprobs[index])
+
+
+class Taken:
+    """Tokens and log-probs on their way to the host."""
+
+    def __init__(self, *parts: Tensor) -> None:
+        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
+        self._arrived: torch.cuda.Event | None = None
+        if parts[0].is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> list[tuple[list[int], list[float]]]:
+        """(tokens, log-probs) of each reply; waits for what was asked for, not for later steps."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        counts, tokens, logprobs = (part.numpy() for part in self._parts)
         return [
-            (row[:count], values[:count])
-            for row, values, count in zip(tokens, logprobs, counts, strict=True)
+            (row[:count].tolist(), values[:count].tolist())
+            for count, row, values in zip(counts, tokens, logprobs, strict=True)
         ]
 
 
