@@ -156,6 +156,8 @@ def fuses(device: torch.device) -> bool:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    # A variant for each vocabulary, type, temperature, with or without entropy, and a last row.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     return torch.compile(function, fullgraph=True)
 
 
