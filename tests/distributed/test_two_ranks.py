@@ -56,10 +56,11 @@ def minibatch(ranks, folder):
     chosen = [0, 3, 1]  # not a multiple of the ranks
     total = int(sum(experience.mask_BT[experience.episodes[i]].sum() for i in chosen))
     mine = ranks.share(chosen)
-    row = update.policy_gradient(policy, experience, mine, total, 9, options, ranks)
+    packs = update.packed(experience, mine, options.token_budget, ranks.device)
+    row = update.policy_gradient(policy, experience, mine, packs, total, 9, options, ranks)
     row["ptx_loss"] = update.ptx_gradient(policy, WINDOWS, 1, options, ranks)
     ranks.sum_gradients(policy.parameters())
-    row |= update.value_gradient(value, experience, mine, total, options, ranks)
+    row |= update.value_gradient(value, experience, mine, packs, total, options, ranks)
     ranks.sum_gradients(value.parameters())
     return row, gradients(policy), gradients(value)
 

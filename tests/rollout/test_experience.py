@@ -11,6 +11,7 @@ from tercet.model.reward import encode_replies, score_documents
 from tercet.model.shard import Ranks
 from tercet.model.tree import Document
 from tercet.records import RunFailed
+from tercet.rollout.engine import Engine
 from tercet.rollout.experience import (
     Experience,
     Replies,
@@ -176,6 +177,11 @@ def models(toy):
     return policy, reference, load_scalar(toy.reward), scorer
 
 
+def collected(models, *rest):
+    policy, *others = models
+    return collect(Engine(policy), *others, *rest)
+
+
 def sampling(toy, **changes):
     eos = toy.tokenizer.eos_token_id
     return replace(Sampling(3, 6, 1.0, (eos,), 0, 8, 64, "float32"), **changes)
@@ -190,7 +196,7 @@ PROMPTS = ("say red blue:", "say gold rust:", "say pink teal plum gray:")
 
 @pytest.fixture(scope="module")
 def groups(toy, models) -> list[Replies]:
-    return collect(*models, toy.tokenizer, asked(toy, *PROMPTS), sampling(toy), 5, Ranks())
+    return collected(models, toy.tokenizer, asked(toy, *PROMPTS), sampling(toy), 5, Ranks())
 
 
 def judged(groups) -> Experience:
@@ -232,8 +238,8 @@ def test_log_probs_entropy_and_values_are_those_of_the_model_alone(toy, models, 
 
 
 def test_the_temperature_is_in_the_log_probs(toy, models):
-    group = collect(
-        *models, toy.tokenizer, asked(toy, PROMPTS[0]), sampling(toy, temperature=0.5), 5, Ranks()
+    group = collected(
+        models, toy.tokenizer, asked(toy, PROMPTS[0]), sampling(toy, temperature=0.5), 5, Ranks()
     )[0]
     policy, reply = models[0], group.replies[0]
     ids = torch.tensor([[*group.ids, *reply]])
@@ -262,8 +268,8 @@ def test_texts_are_the_replies_without_their_eos(toy, groups):
 
 @pytest.mark.parametrize("changes", [{"slots": 1}, {"token_budget": 1}])
 def test_slots_and_micro_batches_change_nothing(toy, models, groups, changes):
-    other = collect(
-        *models, toy.tokenizer, asked(toy, *PROMPTS), sampling(toy, **changes), 5, Ranks()
+    other = collected(
+        models, toy.tokenizer, asked(toy, *PROMPTS), sampling(toy, **changes), 5, Ranks()
     )
     for a, b in zip(groups, other, strict=True):
         assert a.replies == b.replies
@@ -274,9 +280,9 @@ def test_slots_and_micro_batches_change_nothing(toy, models, groups, changes):
 
 def test_a_prompts_replies_do_not_depend_on_its_neighbours(toy, models, groups):
     last = asked(toy, *PROMPTS)[2:]
-    alone = collect(*models, toy.tokenizer, last, sampling(toy), 5, Ranks())
+    alone = collected(models, toy.tokenizer, last, sampling(toy), 5, Ranks())
     assert alone[0].replies == groups[2].replies
-    other_seed = collect(*models, toy.tokenizer, last, sampling(toy), 6, Ranks())
+    other_seed = collected(models, toy.tokenizer, last, sampling(toy), 6, Ranks())
     assert other_seed[0].replies != groups[2].replies
 
 
@@ -284,12 +290,12 @@ def test_each_rank_rolls_out_its_share_and_all_get_everything(toy, models, group
     whole = asked(toy, *PROMPTS)
     monkeypatch.setattr(Ranks, "gather", lambda self, mine: list(mine))
     parts = [
-        collect(*models, toy.tokenizer, whole, sampling(toy), 5, Ranks(rank, 2)) for rank in (0, 1)
+        collected(models, toy.tokenizer, whole, sampling(toy), 5, Ranks(rank, 2)) for rank in (0, 1)
     ]
     assert [g.replies for g in (parts[0][0], parts[1][0], parts[0][1])] == [
         g.replies for g in groups
     ]
-    assert collect(*models, toy.tokenizer, whole, sampling(toy), 5, Ranks(3, 4)) == []
+    assert collected(models, toy.tokenizer, whole, sampling(toy), 5, Ranks(3, 4)) == []
 
 
 def test_another_tokenizer_reads_the_text_again(toy, models, tmp_path):
@@ -299,10 +305,8 @@ def test_another_tokenizer_reads_the_text_again(toy, models, tmp_path):
     other = load_scalar(tmp_path / "other", init="normal", seed=0)
     policy, reference, value, _ = models
     scorer = Scorer(other, bytes_, same_tokenizer=False)
-    found = collect(
-        policy, reference, value, scorer, toy.tokenizer, asked(toy, *PROMPTS), sampling(toy), 5,
-        Ranks(),
-    )  # fmt: skip
+    four = policy, reference, value, scorer
+    found = collected(four, toy.tokenizer, asked(toy, *PROMPTS), sampling(toy), 5, Ranks())
     for group in found:
         document = encode_replies(bytes_, group.prompt, group.texts, group.stopped)
         expected = score_documents(other, [document], token_budget=1000)
@@ -315,7 +319,7 @@ def test_a_reply_ended_by_a_stop_text_is_scored_with_an_eos(toy, models, groups)
     words = toy.tokenizer.all_special_ids
     k, stop = next((k, r[0]) for k, r in enumerate(groups[0].replies) if r[0] not in words)
     settings = sampling(toy, stop_ids=(eos, stop))
-    first = collect(*models, toy.tokenizer, asked(toy, *PROMPTS), settings, 5, Ranks())[0]
+    first = collected(models, toy.tokenizer, asked(toy, *PROMPTS), settings, 5, Ranks())[0]
     assert first.replies[k] == [stop]
     assert first.stopped[k]
     assert first.texts[k] == toy.tokenizer.decode([stop])
@@ -328,10 +332,10 @@ def test_stop_tokens_before_truncate_after_do_not_end_a_reply(toy, models, group
     eos = toy.tokenizer.eos_token_id
     stop = groups[0].replies[0][0]
     prompt = asked(toy, PROMPTS[0])
-    free = roll_out(models[0], toy.tokenizer, prompt, sampling(toy, stop_ids=()), 5)[0]
+    free = roll_out(Engine(models[0]), prompt, sampling(toy, stop_ids=()), 5)[0]
     for after in (1, 3):
         settings = sampling(toy, stop_ids=(eos, stop), truncate_after=after)
-        cut = roll_out(models[0], toy.tokenizer, prompt, settings, 5)[0]
+        cut = roll_out(Engine(models[0]), prompt, settings, 5)[0]
         for whole, ids, generated, stopped in zip(free[0], *cut, strict=True):
             ends = [t for t in range(after, 6) if whole[t] in (eos, stop)]
             assert ids == whole[: ends[0] + 1 if ends else 6]

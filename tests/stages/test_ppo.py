@@ -125,13 +125,13 @@ def test_dropout_in_the_configuration_has_no_effect(config, toy, tmp_path):
 
 def test_a_changed_reference_stops_the_run(config, tmp_path, monkeypatch):
     """I40."""
-    collect = ppo.collect
+    measure = ppo.measure
 
     def tamper(policy, reference, *rest):
         reference.lm_head.weight.data[0, 0] += 1e-7
-        return collect(policy, reference, *rest)
+        return measure(policy, reference, *rest)
 
-    monkeypatch.setattr(ppo, "collect", tamper)
+    monkeypatch.setattr(ppo, "measure", tamper)
     with pytest.raises(RunFailed, match=r"KL to the reference|frozen reference changed"):
         stage(main, config, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
@@ -143,17 +143,17 @@ def test_a_frozen_model_that_changed_late_is_found_at_the_end(config, tmp_path, 
     """I40: after the checks of the first iteration."""
     update = ppo.update
     frozen = {}
-    collect = ppo.collect
+    measure = ppo.measure
 
     def remember(policy, reference, value, scorer, *rest):
         frozen.update({"reference": reference, "reward model": scorer.model})
-        return collect(policy, reference, value, scorer, *rest)
+        return measure(policy, reference, value, scorer, *rest)
 
     def tamper(*arguments):
         next(frozen[which].parameters()).data[0, 0] += 1.0
         return update(*arguments)
 
-    monkeypatch.setattr(ppo, "collect", remember)
+    monkeypatch.setattr(ppo, "measure", remember)
     monkeypatch.setattr(ppo, "update", tamper)
     with pytest.raises(RunFailed, match=f"the frozen {which} changed during training"):
         stage(main, config, tmp_path / "run")

@@ -10,7 +10,7 @@ from tercet.model.optim import EMA, StepGuard, adam
 from tercet.model.shard import Ranks
 from tercet.model.train import batch_indices, target_count, window_documents
 from tercet.rollout import update as update_room
-from tercet.rollout.update import policy_gradient, ptx_gradient, update, value_gradient
+from tercet.rollout.update import packed, policy_gradient, ptx_gradient, update, value_gradient
 from tests.model.architectures import saved
 from tests.stages.ppo_parts import batch, config, models
 from tests.toy import distance, gradients
@@ -57,14 +57,16 @@ def policy_step(policy, experience, chosen, options, total=None):
     policy.zero_grad()
     total = total or tokens(experience, chosen)
     episodes = sum(len(experience.episodes[i]) for i in chosen)
-    row = policy_gradient(policy, experience, chosen, total, episodes, options, RANKS)
+    packs = packed(experience, chosen, options.token_budget, RANKS.device)
+    row = policy_gradient(policy, experience, chosen, packs, total, episodes, options, RANKS)
     return row, gradients(policy)
 
 
 def value_step(value, experience, chosen, options, total=None):
     value.zero_grad()
     total = total or tokens(experience, chosen)
-    row = value_gradient(value, experience, chosen, total, options, RANKS)
+    packs = packed(experience, chosen, options.token_budget, RANKS.device)
+    row = value_gradient(value, experience, chosen, packs, total, options, RANKS)
     return row, gradients(value)
 
 
@@ -185,7 +187,8 @@ def test_the_ptx_gradient_is_added_with_its_weight(policy, rollout):
     plain = ptx_gradient(policy, WINDOWS, 0, replace(options, ptx_coef=1.0), RANKS)
     assert loss == plain
     assert distance(g_ptx, {n: 27.8 * g for n, g in gradients(policy).items()}) < 1e-10
-    policy_gradient(policy, rollout, ALL, tokens(rollout, ALL), 12, options, RANKS)
+    packs = packed(rollout, ALL, options.token_budget, RANKS.device)
+    policy_gradient(policy, rollout, ALL, packs, tokens(rollout, ALL), 12, options, RANKS)
     both = gradients(policy)
     assert distance(both, {n: g_ppo[n] + g_ptx[n] / 27.8 for n in both}) < 1e-10
 

@@ -70,3 +70,13 @@ class Parked:
     def _set(self, values: list[Tensor]) -> None:
         for tensor, value in zip(self._tensors(), values, strict=True):
             tensor.data = value
+
+
+@contextmanager
+def present(model: Any, device: torch.device) -> Iterator[Any]:
+    """The model of a `Parked` on the device, any other model as it is."""
+    if isinstance(model, Parked):
+        with model.on(device) as here:
+            yield here
+    else:
+        yield model

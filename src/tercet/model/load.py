@@ -249,10 +249,16 @@ def save_model(
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    """Recompute each layer in the backward pass instead of keeping its activations.
+
+    In eval mode too, in which PPO trains: the layers themselves count as training from now on, and
+    what they are made of (dropout) does not.
+    """
     inner = unwrap(model)
     enable = getattr(inner, "activation_checkpointing_enable", None)  # its name before 5.2x follows
     (enable or inner.gradient_checkpointing_enable)()
+    for layer in decoder_layers(model):
+        layer.training = True
 
 
 class Dropout:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tercet.model.frozen import present
 from tercet.model.reward import encode_replies, score_documents
 from tercet.model.shard import Ranks
 from tercet.model.train import precision_context, trees
@@ -30,14 +32,20 @@ from tercet.objectives import (
     whiten,
 )
 from tercet.records import RunFailed
-from tercet.rollout.engine import generate
+from tercet.rollout.engine import Engine
+
+Asked = tuple[str, list[int], int]
+"""A prompt: its text, its ids, the key of its sampling noise."""
+Rolled = tuple[list[list[int]], list[list[float]], list[bool]]
+"""Replies of a prompt: ids, log-probs that the engine saw, whether each ended itself."""
 
 
 @dataclass(frozen=True)
 class Scorer:
     """The frozen reward model: reads ids with the policy's tokenizer, texts with another."""
 
-    model: nn.Module
+    model: Any
+    """A scalar model, or a `Parked` one."""
     tokenizer: Any
     same_tokenizer: bool
 
@@ -109,19 +117,40 @@ class Experience:
 
 @torch.no_grad()
 def collect(
-    policy: Any,
+    engine: Engine,
     reference: Any,
     value: Any | None,
     scorer: Scorer,
     tokenizer: Any,
-    prompts: Sequence[tuple[str, list[int], int]],
+    prompts: Sequence[Asked],
     sampling: Sampling,
     seed: int,
     ranks: Ranks,
 ) -> list[Replies]:
     """Roll out and measure my share of `prompts` (text, ids, key); everybody's, in their order."""
     mine = ranks.share(prompts)
-    rolled = roll_out(policy, tokenizer, mine, sampling, seed)
+    rolled = roll_out(engine, mine, sampling, seed)
+    return measure(
+        engine.policy, reference, value, scorer, tokenizer, mine, rolled, sampling, ranks
+    )
+
+
+@torch.no_grad()
+def measure(
+    policy: Any,
+    reference: Any,
+    value: Any | None,
+    scorer: Scorer,
+    tokenizer: Any,
+    mine: Sequence[Asked],
+    rolled: Sequence[Rolled],
+    sampling: Sampling,
+    ranks: Ranks,
+) -> list[Replies]:
+    """Score my replies and evaluate them under policy, reference and value; everybody's, in order.
+
+    Reference and reward model may be `Parked`: each is on the device only while it computes.
+    """
     documents = [
         Document(ids, replies) for (_, ids, _), (replies, _, _) in zip(mine, rolled, strict=True)
     ]
@@ -152,10 +181,12 @@ def collect(
         ]
     scores: list[list[float]] = []
     if scored:
-        flat = score_documents(
-            scorer.model, scored, token_budget=sampling.token_budget, precision=sampling.precision
-        )
-        scores = [part.tolist() for part in flat.split(sampling.samples)]
+        with present(scorer.model, ranks.device) as reward:
+            flat = score_documents(
+                reward, scored, token_budget=sampling.token_budget, precision=sampling.precision
+            ).tolist()
+        size = sampling.samples
+        scores = [flat[start : start + size] for start in range(0, len(flat), size)]
     return ranks.gather(
         [
             Replies(text, ids, replies, stopped, words, score, generated, *row)
@@ -167,21 +198,15 @@ def collect(
 
 
 def roll_out(
-    policy: Any,
-    tokenizer: Any,
-    prompts: Sequence[tuple[str, list[int], int]],
-    sampling: Sampling,
-    seed: int,
-) -> list[tuple[list[list[int]], list[list[float]], list[bool]]]:
+    engine: Engine, prompts: Sequence[Asked], sampling: Sampling, seed: int
+) -> list[Rolled]:
     """Per prompt: replies as ids, the log-probs that the engine saw, whether each ended itself.
 
     With `truncate_after` n only stop tokens at index >= n end a reply (Ziegler's code), so the
     whole length is sampled first and cut afterwards.
     """
-    device = next(policy.parameters()).device
-    with precision_context(device, sampling.precision):
-        rollouts = generate(
-            policy,
+    with precision_context(engine.device, sampling.precision):
+        rollouts = engine.generate(
             [ids for _, ids, _ in prompts],
             samples=sampling.samples,
             max_new_tokens=sampling.max_new_tokens,
@@ -191,9 +216,7 @@ def roll_out(
             keys=[key for _, _, key in prompts],
             slots=sampling.slots,
         )
-    result: list[tuple[list[list[int]], list[list[float]], list[bool]]] = [
-        ([], [], []) for _ in prompts
-    ]
+    result: list[Rolled] = [([], [], []) for _ in prompts]
     for rollout in rollouts:
         tokens, stopped = rollout.tokens, rollout.stopped
         if sampling.truncate_after:
@@ -221,30 +244,32 @@ def teacher_force(
 ) -> list[Rows]:
     """Per document, per reply: (logp_old, logp_ref, values, entropy), by the training forward.
 
-    Policy and reference see the very same pack: where their weights are equal the KL is exactly 0.
+    Policy and reference see the very same packs: where their weights are equal the KL is exactly 0.
+    Nothing waits for the device before all of it is under way.
     """
+    packs = trees(documents, sampling.token_budget, device)
+    temperature, precise = sampling.temperature, partial(precision_context, device)
+    with precise(sampling.precision):
+        pairs = [logprobs(policy, tree, temperature, entropy=True, where="replies")
+                 for _, tree in packs]  # fmt: skip
+    with precise(sampling.precision), present(reference, device) as model:
+        refs = [logprobs(model, tree, temperature, where="replies") for _, tree in packs]
+    with precise(sampling.precision):
+        values = [
+            torch.zeros_like(old) if value is None else tree.at_previous(scalars(value, tree))
+            for (_, tree), (old, _) in zip(packs, pairs, strict=True)
+        ]
     result: dict[int, Rows] = {}
-    for group, tree in trees(documents, sampling.token_budget, device):
-        with precision_context(device, sampling.precision):
-            old_RL, entropy_RL = logprobs(
-                policy, tree, sampling.temperature, entropy=True, where="replies"
-            )
-            ref_RL = logprobs(reference, tree, sampling.temperature, where="replies")
-            value_RL = (
-                tree.at_previous(scalars(value, tree))
-                if value is not None
-                else torch.zeros_like(old_RL)
-            )
+    for (group, tree), (old, entropy), ref, state in zip(packs, pairs, refs, values, strict=True):
         lengths = tree.lengths.tolist()
         columns = [
             [row[:length] for row, length in zip(tree.replies(x).tolist(), lengths, strict=True)]
-            for x in (old_RL, ref_RL, value_RL, entropy_RL)
+            for x in (old, ref, state, entropy)
         ]
         start = 0
         for i in group:
             end = start + len(documents[i].replies)
-            old, ref, values, entropy = (column[start:end] for column in columns)
-            result[i] = (old, ref, values, entropy)
+            result[i] = tuple(column[start:end] for column in columns)  # type: ignore[assignment]
             start = end
     return [result[i] for i in range(len(documents))]
 

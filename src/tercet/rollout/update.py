@@ -15,6 +15,7 @@ import torch
 from tercet.model.optim import EMA, StepGuard, clip_gradients
 from tercet.model.shard import Ranks
 from tercet.model.train import (
+    Packed,
     batch_indices,
     nll_backward,
     precision_context,
@@ -67,10 +68,11 @@ def update(
                 continue
             row: dict[str, float] = {}
             mine = ranks.share(chosen)
+            packs = packed(batch, mine, config.token_budget, ranks.device)
             if train_policy:
                 policy_optimizer.zero_grad()
                 row |= policy_gradient(
-                    policy, batch, mine, total, len(chosen) * config.samples, config, ranks
+                    policy, batch, mine, packs, total, len(chosen) * config.samples, config, ranks
                 )
                 if ptx:
                     row["ptx_loss"] = ptx_gradient(policy, ptx, draw, config, ranks)
@@ -82,7 +84,7 @@ def update(
                     ema.update(policy)
             if value is not None and value_optimizer is not None:
                 value_optimizer.zero_grad()
-                row |= value_gradient(value, batch, mine, total, config, ranks)
+                row |= value_gradient(value, batch, mine, packs, total, config, ranks)
                 ranks.sum_gradients(value.parameters())
                 row["value_grad_norm"] = clip_gradients(value.parameters(), config.max_grad_norm)
                 guards["value"].step(value_optimizer, row["value_loss"], row["value_grad_norm"])
@@ -105,16 +107,21 @@ def merge_rows(log: list[dict[str, float]], guards: dict[str, StepGuard]) -> dic
     return merged
 
 
+def packed(
+    batch: Experience, mine: Sequence[int], token_budget: int, device: torch.device
+) -> Packed:
+    """My prompts with their replies in packs, which policy and value model both see."""
+    return trees([batch.groups[i].document for i in mine], token_budget, device)
+
+
 def policy_gradient(
-    policy: Any, batch: Experience, mine: Sequence[int], total: int, episodes: int,
-    config: Learning, ranks: Ranks,
+    policy: Any, batch: Experience, mine: Sequence[int], packs: Packed, total: int,
+    episodes: int, config: Learning, ranks: Ranks,
 ) -> dict[str, float]:  # fmt: skip
     """Accumulate the policy gradient of my prompts' replies; metrics summed over ranks."""
     sums = torch.zeros(4, device=ranks.device)
-    low, high = 1.0, 1.0
-    for group, tree in trees(
-        [batch.groups[i].document for i in mine], config.token_budget, ranks.device
-    ):
+    extremes = torch.ones(2, device=ranks.device)
+    for group, tree in packs:
         rows = [row for g in group for row in batch.episodes[mine[g]]]
         with precision_context(ranks.device, config.precision):
             logp_RL = logprobs(policy, tree, config.temperature, where="replies")
@@ -129,13 +136,15 @@ def policy_gradient(
         sums += torch.stack(
             [loss.detach(), stats["clip_fraction"], stats["approx_kl"], stats["ratio_mean"]]
         )
-        if bool(mask_BT.any()):
-            low, high = min(low, float(stats["ratio_min"])), max(high, float(stats["ratio_max"]))
+        # Without a valid token there is no ratio: its extremes are infinite, or NaN.
+        pair = torch.stack([stats["ratio_min"], stats["ratio_max"]]).float()
+        pair = torch.where(mask_BT.any(), pair, 1.0)
+        extremes = torch.stack([extremes.minimum(pair)[0], extremes.maximum(pair)[1]])
     names = ("policy_loss", "clip_fraction", "approx_kl", "ratio_mean")
-    extremes = ranks.gather([(low, high)])
+    found = ranks.gather([extremes.tolist()])
     return dict(zip(names, ranks.sum(sums).tolist(), strict=True)) | {
-        "ratio_min": min(low for low, _ in extremes),
-        "ratio_max": max(high for _, high in extremes),
+        "ratio_min": min(low for low, _ in found),
+        "ratio_max": max(high for _, high in found),
     }
 
 
@@ -159,13 +168,12 @@ def ptx_gradient(
 
 
 def value_gradient(
-    value: Any, batch: Experience, mine: Sequence[int], total: int, config: Learning, ranks: Ranks
-) -> dict[str, float]:
+    value: Any, batch: Experience, mine: Sequence[int], packs: Packed, total: int,
+    config: Learning, ranks: Ranks,
+) -> dict[str, float]:  # fmt: skip
     """Accumulate the value gradient of my prompts' replies; metrics summed over ranks."""
     sums = torch.zeros(2, device=ranks.device)
-    for group, tree in trees(
-        [batch.groups[i].document for i in mine], config.token_budget, ranks.device
-    ):
+    for group, tree in packs:
         rows = [row for g in group for row in batch.episodes[mine[g]]]
         with precision_context(ranks.device, config.precision):
             values_BT = tree.replies(tree.at_previous(scalars(value, tree)))

@@ -18,8 +18,11 @@ from tercet.data.tokens import encode_prompt
 from tercet.model.adapt import adapt, merge
 from tercet.model.checkpoint import Checkpoints
 from tercet.model.checks import check_first_ratio, check_start, reward_check
+from tercet.model.compile import compile_layers
+from tercet.model.frozen import Parked, halve
 from tercet.model.load import (
     check_context,
+    checkpoint_activations,
     fingerprint,
     load_policy,
     load_scalar,
@@ -36,8 +39,18 @@ from tercet.model.train import (
 )
 from tercet.objectives import AdaptiveKL
 from tercet.records import InputError, Prompt, RunFailed, about, prompt_text, read_records
-from tercet.rollout.experience import Replies, Sampling, Scorer, collect, judge_batch
+from tercet.rollout.engine import Engine
+from tercet.rollout.experience import (
+    Replies,
+    Sampling,
+    Scorer,
+    collect,
+    judge_batch,
+    measure,
+    roll_out,
+)
 from tercet.rollout.monitor import alarms, summarise
+from tercet.rollout.phases import Phases, Room
 from tercet.rollout.show import Table, before_and_after, sample_page
 from tercet.rollout.update import Learning, update
 from tercet.rundir import RunDir, progress
@@ -182,6 +195,12 @@ class Config:
     """Tokens in one forward pass of one rank."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the models' layers; auto does it on a GPU, for models that are worth it."""
+    checkpoint_activations: bool = False
+    """Recompute each layer in the backward pass: slower, far less memory."""
+    offload: bool = False
+    """Keep reference and reward model in CPU memory while they do not compute."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -230,8 +249,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     reward = load_scalar(config.reward, device=ranks.device).requires_grad_(False).eval()
     same_tokenizer = fingerprint(tokenizer) == fingerprint(reward_tokenizer)
     reward_check(reward, reward_tokenizer, config.reward, same_tokenizer, ranks)
-    scorer = Scorer(reward, reward_tokenizer, same_tokenizer)
     value = value_model(config, ranks, same_tokenizer)
+    if half(config, ranks):
+        reference, reward = halve(reference), halve(reward)
     frozen = {"reference": parameter_hash(reference), "reward model": parameter_hash(reward)}
 
     prompts, dropped = training_prompts(config, tokenizer)
@@ -245,6 +265,12 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     check_context(policy, max((len(d.prompt) for d in ptx + held_out), default=0))
     policy = adapt(policy, config.adapt, config.seed)
     policy.eval()  # dropout off in rollout and update alike, or the ratio is noise
+    trained = [model for model in (policy, value) if model is not None]
+    for model in (*trained, reference, reward):
+        compile_layers(model, config.compile)
+    if config.checkpoint_activations:
+        for model in trained:
+            checkpoint_activations(model)
     style: dict[str, Any] = {
         "style": config.adam_style,
         "betas": config.betas,
@@ -269,8 +295,12 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         config.truncate_after, config.slots, config.token_budget, config.precision,
     )  # fmt: skip
     learning = Learning(**{f.name: getattr(config, f.name) for f in fields(Learning)})
-    measure = partial(held_out_nll, token_budget=config.token_budget, precision=config.precision)
-    before = measure(reference, held_out, ranks) if held_out else None
+    loss_of = partial(held_out_nll, token_budget=config.token_budget, precision=config.precision)
+    before = loss_of(reference, held_out, ranks) if held_out else None
+    scorer = Scorer(Parked(reward) if config.offload else reward, reward_tokenizer, same_tokenizer)
+    beside = Parked(reference) if config.offload else reference
+    engine = Engine(policy, length=longest, compile=config.compile)
+    room, phases = Room(engine), Phases(ranks.device)
     table = Table(ranks.main, gold=world is not None, ptx=bool(ptx))
 
     with (
@@ -303,10 +333,14 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             chosen = batch_indices(
                 len(prompts), config.rollout_batch // config.samples, iteration, config.seed
             )
-            groups = collect(
-                policy, reference, value, scorer, tokenizer, [prompts[i] for i in chosen],
-                sampling, config.seed + 100_003 * iteration, ranks,
-            )  # fmt: skip
+            mine = ranks.share([prompts[i] for i in chosen])
+            with phases("rollout"):
+                rolled = roll_out(engine, mine, sampling, config.seed + 100_003 * iteration)
+            room.make()
+            with phases("score"):
+                groups = measure(
+                    policy, beside, value, scorer, tokenizer, mine, rolled, sampling, ranks
+                )
             # 6: rewards and advantages.
             batch = judge_batch(
                 groups,
@@ -338,10 +372,13 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             set_lr(policy_optimizer, config.lr * factor)
             if value_optimizer is not None:
                 set_lr(value_optimizer, config.value_lr * factor)
-            metrics |= update(
-                policy, value, policy_optimizer, value_optimizer, guards, ema, batch, ptx,
-                iteration, learning, ranks,
-            )  # fmt: skip
+            with phases("update"):
+                metrics |= update(
+                    policy, value, policy_optimizer, value_optimizer, guards, ema, batch, ptx,
+                    iteration, learning, ranks,
+                )  # fmt: skip
+            room.remember()
+            metrics |= phases.take()
             if iteration >= config.value_warmup:
                 check_first_ratio(
                     metrics["ratio_first_minibatch"], half(config, ranks), iteration,
@@ -388,13 +425,17 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         "last": history[-1] if history else {},
     }
     if held_out:
-        after = measure(policy, held_out, ranks)
+        after = loss_of(policy, held_out, ranks)
         summary |= {"held_out_nll_before": before, "held_out_nll": after}
     shown = [prompts[i] for i in range(min(config.show, len(prompts)))]
+    engine.release()
     pages = [
-        collect(model, reference, None, scorer, tokenizer, shown, sampling, config.seed, ranks)
+        collect(
+            Engine(model, compile="off"), beside, None, scorer, tokenizer, shown, sampling,
+            config.seed, ranks,
+        )
         for model in (reference, policy)
-    ]
+    ]  # fmt: skip
     run.samples("before-and-after", before_and_after(*pages))
     if ranks.main:
         save_model(policy, tokenizer, run.model)
