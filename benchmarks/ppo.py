@@ -7,8 +7,8 @@
 128 episodes: prompts of 256 tokens, replies of 256 (and, as a second workload, of 1,024) at
 temperature 1 without a stop token, so that every reply has its full length. Policy, value, reward
 and reference are llamas of 1.2B with a vocabulary of 50,304; 2 minibatches, 1 epoch. tercet runs
-what its stage `ppo` runs: `collect`, `judge_batch`, `update`, with float32 weights and optimizer
-states, bf16 autocast, frozen models in bf16.
+what its stage `ppo` runs: `roll_out`, `measure`, `judge_batch`, `update`, with float32 weights and
+optimizer states, bf16 autocast, frozen models in bf16.
 
 TRL runs at several rollout batches, without gradient checkpointing where that fits, its largest
 micro-batch by a memory estimate. Its weights are bf16 throughout, the optimizer's states too,
@@ -27,7 +27,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,24 @@ import torch
 from benchmarks import models
 from benchmarks.counting import Decoding, Shape, causal_pairs, decoding, forward_flops
 from benchmarks.engines import Benchmark, Claim, Engine, Row, Rows, device, dtype, main
-from benchmarks.measure import GIB, clock, free_memory, peak_gib, reset_peak, spread, versions
+from benchmarks.measure import (
+    GIB,
+    clock,
+    free_memory,
+    peak_gib,
+    reset_peak,
+    spread,
+    timed,
+    versions,
+)
+from tercet.model import load
 from tercet.model.frozen import halve
 from tercet.model.optim import StepGuard, adam
 from tercet.model.shard import Ranks
-from tercet.rollout import experience
+from tercet.rollout import Engine as Rollouts
+from tercet.rollout.experience import Sampling, Scorer, judge_batch, measure, roll_out
+from tercet.rollout.monitor import summarise
+from tercet.rollout.phases import Phases, Room
 from tercet.rollout.update import Learning, update
 from tercet.stages import ppo
 
@@ -80,28 +93,6 @@ def sizes(options: argparse.Namespace) -> Any:
 # --- tercet ---------------------------------------------------------------------------------------
 
 
-class Phases:
-    """Seconds by name; `watch` wraps a function of a module for as long as it is entered."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        began = clock()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + clock() - began
-
-    def watch(self, module: Any, function: str, name: str) -> Any:
-        plain = getattr(module, function)
-
-        def timed(*args: Any, **options: Any) -> Any:
-            with self.phase(name):
-                return plain(*args, **options)
-
-        return mock.patch.object(module, function, timed)
-
-
 @dataclass
 class Trained:
     """Models and optimizers of a run, and the options of the stage."""
@@ -115,6 +106,9 @@ class Trained:
     config: ppo.Config
     ranks: Ranks
     tokenizer: Any
+    engine: Rollouts
+    room: Room
+    phases: Phases
 
 
 def prepare(work: Workload, options: argparse.Namespace) -> Trained:
@@ -135,12 +129,17 @@ def prepare(work: Workload, options: argparse.Namespace) -> Trained:
             halve(frozen)
     for model in (policy, value, reference, reward):
         models.compiled(model, options.compile)
+    if options.recompute:
+        for model in (policy, value):
+            load.checkpoint_activations(model)
+    engine = Rollouts(policy, length=work.prompt + work.reply, compile=options.compile)
     optimizers = tuple(
         adam(model.parameters(), 1e-6, eps=config.adam_eps) for model in (policy, value)
     )
     return Trained(
         policy, value, reference, reward, optimizers, {"policy": StepGuard(), "value": StepGuard()},
-        config, Ranks(device=where), models.tokenizer(sizes(options).vocab_size),
+        config, Ranks(device=where), models.tokenizer(sizes(options).vocab_size), engine,
+        Room(engine), Phases(where),
     )  # fmt: skip
 
 
@@ -150,64 +149,73 @@ def token_budget(where: torch.device) -> int:
     return 16_384 if roomy else 8_192
 
 
-def iterate(run: Trained, work: Workload, number: int) -> dict[str, float]:
-    """One iteration as in the stage; seconds by phase."""
-    phases = Phases()
-    config = run.config
-    sampling = experience.Sampling(
+def iterate(run: Trained, work: Workload, number: int) -> float | None:
+    """One iteration as in the stage; the peak of memory in it. Seconds add up in `run.phases`."""
+    config, ranks, phases = run.config, run.ranks, run.phases
+    sampling = Sampling(
         config.samples, config.max_new_tokens, config.temperature, (), config.truncate_after,
         config.slots, config.token_budget, config.precision,
     )  # fmt: skip
     learning = Learning(**{f.name: getattr(config, f.name) for f in fields(Learning)})
     ids = work.prompts(run.policy.config.vocab_size, seed=number)
-    prompts = [("", prompt, i) for i, prompt in enumerate(ids)]
-    with ExitStack() as watched:
-        for function, name in (
-            ("roll_out", "rollout"),
-            ("teacher_force", "log-probs and values"),
-            ("score_documents", "reward"),
-        ):
-            watched.enter_context(phases.watch(experience, function, name))
-        groups = experience.collect(
-            run.policy, run.reference, run.value,
-            experience.Scorer(run.reward, run.tokenizer, same_tokenizer=True), run.tokenizer,
-            prompts, sampling, number, run.ranks,
+    mine = [("", prompt, i) for i, prompt in enumerate(ids)]
+    scorer = Scorer(run.reward, run.tokenizer, same_tokenizer=True)
+    reset_peak()
+    with phases("rollout"):
+        rolled = roll_out(run.engine, mine, sampling, number)
+    peak = peak_gib()
+    run.room.make()  # resets the peak
+    with phases("score"):
+        groups = measure(
+            run.policy, run.reference, run.value, scorer, run.tokenizer, mine, rolled, sampling,
+            ranks,
         )  # fmt: skip
     assert all(len(reply) == work.reply for group in groups for reply in group.replies)
-    with phases.phase("advantages"):
-        batch = experience.judge_batch(
+    with phases("advantages"):
+        batch = judge_batch(
             groups, beta=config.beta, kl_kind=config.kl_estimator,
             missing_eos=config.missing_eos, missing_eos_penalty=config.missing_eos_penalty,
             score_clip=config.score_clip, whiten_rewards=config.whiten_rewards,
             whiten_advantages=config.whiten_advantages, gamma=config.gamma, lam=config.lam,
-            algorithm=config.algorithm, device=run.ranks.device,
+            algorithm=config.algorithm, device=ranks.device,
         )  # fmt: skip
-    with phases.phase("training"):
+        summarise(batch, config.beta)
+    with phases("update"):
         update(
             run.policy, run.value, *run.optimizers, run.guards, None, batch, [], number, learning,
-            run.ranks,
+            ranks,
         )  # fmt: skip
-    return phases.seconds
+    run.room.remember()
+    last = peak_gib()
+    return None if peak is None or last is None else max(peak, last)
 
 
 def tercet(options: argparse.Namespace) -> Iterator[Row]:
     for work in workloads(options):
-        run = prepare(work, options)
-        for number in range(2):
-            iterate(run, work, number)
-        reset_peak()
-        seconds: list[float] = []
-        phases: dict[str, float] = {}
-        for number in range(options.repeats):
-            began = clock()
-            for name, spent in iterate(run, work, 10 + number).items():
-                phases[name] = phases.get(name, 0.0) + spent
-            seconds.append(clock() - began)
-        settings = {"token_budget": run.config.token_budget, "compile": options.compile}
-        yield row(work, options, seconds, phases, settings=settings,
-                  versions=versions("torch", "transformers"))  # fmt: skip
-        del run
+        yield iterations(work, options)
         free_memory()
+
+
+def iterations(work: Workload, options: argparse.Namespace) -> Row:
+    run = prepare(work, options)
+    for number in range(2):  # the engine learns in the first whether it may keep its storage
+        iterate(run, work, number)
+    run.phases.take()
+    peaks: list[float | None] = []
+    seconds = timed(
+        lambda i: peaks.append(iterate(run, work, 10 + i)), options.repeats, options.budget
+    )
+    phases = {name.removeprefix("seconds/"): s for name, s in run.phases.take().items()}
+    settings = {
+        "token_budget": run.config.token_budget,
+        "compile": options.compile,
+        "recompute": options.recompute,
+    }
+    return row(
+        work, options, seconds, phases, settings=settings,
+        peak_gib=max((peak for peak in peaks if peak), default=None),
+        versions=versions("torch", "transformers"),
+    )  # fmt: skip
 
 
 # --- TRL ------------------------------------------------------------------------------------------
@@ -272,16 +280,22 @@ def train(
         trainer.train()
         free_memory()
         arguments.response_length, arguments.num_total_batches = work.reply, updates
-        phases = Phases()
+        generation: list[float] = []
         marks: list[float] = []
-        whiten = ppo_trainer.masked_whiten
+        whiten, generate = ppo_trainer.masked_whiten, ppo_trainer.batch_generation
+
+        def rolled(*args: Any, **more: Any) -> Any:
+            began = clock()
+            found = generate(*args, **more)
+            generation.append(clock() - began)
+            return found
 
         def scored(*args: Any, **more: Any) -> Any:
             marks.append(clock())  # advantages are whitened once an update, between the halves
             return whiten(*args, **more)
 
         with (
-            phases.watch(ppo_trainer, "batch_generation", "rollout"),
+            mock.patch.object(ppo_trainer, "batch_generation", rolled),
             mock.patch.object(ppo_trainer, "masked_whiten", scored),
             ends_of(trainer) as ends,
         ):
@@ -290,8 +304,8 @@ def train(
             whole = clock() - began
     ends[-1] = began + whole  # what follows the last update is part of it
     training = sum(end - mark for end, mark in zip(ends, marks, strict=True))
-    rollout = phases.seconds["rollout"]
-    found = {"rollout": rollout, "scoring": whole - training - rollout, "training": training}
+    rollout = sum(generation)
+    found = {"rollout": rollout, "score": whole - training - rollout, "update": training}
     return [end - start for start, end in itertools.pairwise([began, *ends])], found
 
 
@@ -457,6 +471,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--replies", type=numbers, default=[256, 1024], help="tokens of a reply, one a workload")
     add("--token-budget", type=int, help="tokens of one of tercet's packs; by memory if not given")
     add("--compile", default="auto", help="auto or off, for tercet's layers")
+    add("--recompute", action="store_true", help="tercet recomputes activations to save memory")
     add("--trl-weights", choices=("bfloat16", "float32"), default="bfloat16")
     add("--trl-updates", type=int, default=2, help="timed updates of TRL, at most")
     add("--trl-long", type=numbers, default=[128], help="TRL's rollout batches for long replies")

@@ -58,5 +58,5 @@ def test_sft():
 def test_ppo():
     (row,) = rows_of(ppo, "tercet")
     assert row["episodes_per_second"] > 0
-    assert {"rollout", "training"} <= set(row["phases"])
+    assert {"rollout", "score", "update"} <= set(row["phases"])
     assert sum(row["phases"].values()) <= row["median_seconds"] * 1.01
