@@ -121,10 +121,17 @@ def test_compiled_layers_recompute_their_activations(tmp_path: Path) -> None:
     for start in (1, 2):
         expected = results(plain, tree(start), True)
         assert_near(results(model, tree(start), True), expected, 5e-2)
-    residual_dropout(model, 0.2)
-    before = graphs()
-    results(model, tree(1), True)
-    assert graphs() > before  # the dropout is part of the graph
+
+
+def test_dropout_is_part_of_the_graph(tmp_path: Path) -> None:
+    model = load_policy(saved("llama", tmp_path, **SHAPE), device=CUDA).train()
+    plain = copy.deepcopy(model)
+    checkpoint_activations(model)
+    compile_layers(model, "on")
+    residual_dropout(model, 0.2)  # before the first call
+    first, again = results(model, tree(1), True)[0], results(model, tree(1), True)[0]
+    expected = results(plain, tree(1), True)[0]
+    assert not torch.equal(first, again) and not torch.allclose(first, expected, atol=1e-3)
     before = graphs()
     assert all(x.isfinite().all() for x in results(model, tree(2), True))
     assert graphs() == before

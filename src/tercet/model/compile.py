@@ -32,7 +32,10 @@ GRAPHS = 256
 def compile_layers(
     model: nn.Module, when: When = "auto", backend: str | Callable[..., Any] = "inductor"
 ) -> bool:
-    """Compile each decoder layer in place; whether it was done. Call it after `adapt`.
+    """Compile each decoder layer in place; whether it was done.
+
+    Call it after `adapt`, and hook modules (`residual_dropout`) before the model's first call: the
+    compiler does not look for hooks that come later.
 
     "auto" compiles on a GPU, layers of 50 million parameters or more, of verified architectures.
     A layer that cannot be compiled whole, or more than GRAPHS graphs, is an error at the call and
