@@ -174,10 +174,10 @@ def test_auto_leaves_the_cpu_alone(tmp_path: Path) -> None:
     assert all(layer._compiled_call_impl is None for layer in decoder_layers(model))
 
 
-def test_too_many_graphs_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_graphs_are_an_error(tmp_path: Path) -> None:
     model = load_policy(saved("llama", tmp_path))
     compile_layers(model, "on", "eager")
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    logprobs(model, tree(1))
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
-        logprobs(model, tree(1, 256))
+    with torch._dynamo.config.patch(recompile_limit=1):  # no monkeypatch: it deletes the option
+        logprobs(model, tree(1))
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            logprobs(model, tree(1, 256))
