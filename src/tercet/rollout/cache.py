@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from tercet.model.attention import tree_attention
 from tercet.model.tree import Document, pack
-from tercet.rollout.operators import slot_attention
+from tercet.rollout.operators import copy_tokens, slot_attention
 
 UNIT = 64
 """On a GPU, stored positions are a multiple of this: few lengths, aligned rows."""
@@ -212,10 +212,14 @@ class SlotCache:
         size = prompts.size[chosen]
         place = np.concatenate([np.arange(count) for count in size])
         token = np.repeat(prompts.start[chosen], size) + place
-        index = torch.from_numpy(np.stack([np.repeat(slots, size), place, token])).to(self.device)
-        length = prompts.entries.shape[4]
-        row_M, column_M = index[2] // length, index[2] % length
-        self.storage[:, :, index[0], :, index[1]] = prompts.entries[:, :, row_M, :, column_M]
+        row, column = np.divmod(token, prompts.entries.shape[4])
+        index = np.stack([np.repeat(slots, size), place, row, column])
+        index_4M = torch.from_numpy(index).to(self.device)
+        if self.device.type == "cuda":
+            copy_tokens(self.storage, prompts.entries, index_4M)
+        else:
+            slot_M, place_M, row_M, column_M = index_4M
+            self.storage[:, :, slot_M, :, place_M] = prompts.entries[:, :, row_M, :, column_M]
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copies the first `length` positions of slots `sources` to slots `targets`."""

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tercet.model.load import decoder_layers, unwrap
 from tercet.rollout.cache import Reader, SlotCache
+from tercet.rollout.operators import product_parts
 
 PARTS = 4
 """Parts of a split product."""
@@ -117,10 +118,8 @@ class _Split(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_cuda or input.dim() != 3 or input.shape[1] > 1:
             return super().forward(input)
-        x_RPK = input.to(self.weight.dtype).reshape(len(input), PARTS, -1)
-        weight_PKN = self.weight.view(self.out_features, PARTS, -1).permute(1, 2, 0)
-        parts_PRN = torch.bmm(x_RPK.transpose(0, 1), weight_PKN, out_dtype=torch.float32)
-        total_RN = parts_PRN.sum(0)
+        x_RK = input.to(self.weight.dtype)[:, 0].contiguous()
+        total_RN = product_parts(x_RK, self.weight, PARTS).sum(0)
         if self.bias is not None:
             total_RN = total_RN + self.bias
         return total_RN.to(self.weight.dtype)[:, None]

@@ -168,3 +168,27 @@ def pick(
     chosen = tl.sum(tl.where(i == index, x, 0.0), 0)
     tl.store(token + row, (block * BLOCK + index).to(tl.int64))
     tl.store(logprob + row, chosen - high - tl.log(mass.to(tl.float32)))
+
+
+@triton.jit
+def copy_tokens(
+    source, target, slot, place, row, column,
+    source_part, source_row, source_head, source_token,
+    target_part, target_slot, target_head, M,
+    H: tl.constexpr, D: tl.constexpr, TOKENS: tl.constexpr, VALUES: tl.constexpr,
+):  # fmt: skip
+    """Keys or values of some tokens in one layer, from a pack of prompts into slots."""
+    part = tl.program_id(1).to(tl.int64)
+    m = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    known = m < M
+    i = tl.arange(0, VALUES)
+    head, d = i // D, i % D
+    here = known[:, None] & (i < H * D)[None]
+    old = tl.load(row + m, mask=known, other=0) * source_row
+    old += tl.load(column + m, mask=known, other=0) * source_token
+    new = tl.load(slot + m, mask=known, other=0) * target_slot
+    new += tl.load(place + m, mask=known, other=0) * D
+    inner = (head * source_head + d)[None]
+    values = tl.load(source + part * source_part + old[:, None] + inner, mask=here)
+    inner = (head * target_head + d)[None]
+    tl.store(target + part * target_part + new[:, None] + inner, values, mask=here)

@@ -16,6 +16,8 @@ KEYS = 64
 """Positions that one iteration of the attention kernel reads."""
 WORDS = 4096
 """Logits that one program of the choice reads."""
+TOKENS = 8
+"""Tokens that one program copies."""
 PROGRAMS = 1024
 """Programs wanted a launch: a few on each multiprocessor, to hide that replies differ in length."""
 SPLITS = 16
@@ -109,6 +111,40 @@ def choose_token(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[T
 def _(logits, uniform, temperature):  # type: ignore[no-untyped-def]
     rows = logits.shape[0]
     return uniform.new_empty(rows, dtype=torch.int64), uniform.new_empty(rows, dtype=torch.float32)
+
+
+def copy_tokens(storage: Tensor, entries: Tensor, index_4M: Tensor) -> None:
+    """Entries of M tokens in all layers, from a pack into slots, in place.
+
+    storage (layers, 2, S, H, T, D), entries (layers, 2, rows, H, length, D), both contiguous;
+    index: slot, position, row of the pack, column of it, int64.
+    """
+    heads, _, width = storage.shape[3:]
+    tokens = index_4M.shape[1]
+    source, target = entries.flatten(0, 1), storage.flatten(0, 1)
+    grid = (-(-tokens // TOKENS), len(source))
+    with torch.cuda.device_of(storage):
+        _kernels().copy_tokens[grid](
+            source, target, *index_4M, source.stride(0), source.stride(1), source.stride(2),
+            source.stride(3), target.stride(0), target.stride(1), target.stride(2), tokens,
+            H=heads, D=width, TOKENS=TOKENS, VALUES=_power(heads * width), num_warps=4,
+        )  # fmt: skip
+
+
+@torch.library.custom_op("tercet::product_parts", mutates_args=(), device_types="cuda")
+def product_parts(x: Tensor, weight: Tensor, parts: int) -> Tensor:
+    """x @ weight.T in `parts` of the inner dimension K, to be added up: (parts, R, N) float32.
+
+    x (R, K), weight (N, K). An operator of its own, so that the compiler leaves the layout of x be.
+    """
+    x_PRK = x.view(len(x), parts, -1).transpose(0, 1)
+    weight_PKN = weight.view(len(weight), parts, -1).permute(1, 2, 0)
+    return torch.bmm(x_PRK, weight_PKN, out_dtype=torch.float32)
+
+
+@product_parts.register_fake
+def _(x, weight, parts):  # type: ignore[no-untyped-def]
+    return x.new_empty(parts, len(x), len(weight), dtype=torch.float32)
 
 
 def _power(value: int) -> int:
