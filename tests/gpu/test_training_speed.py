@@ -87,7 +87,9 @@ def no_waiting() -> Iterator[None]:
 def test_compiled_layers_equal_plain_ones_and_compile_once(
     name: str, bf16: bool, tolerance: float, tmp_path: Path
 ) -> None:
-    model = load_policy(saved(name, tmp_path, **SHAPE), device=CUDA).train()
+    kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+    shape = SHAPE | (kinds if name == "gemma2" else {})
+    model = load_policy(saved(name, tmp_path, **shape), device=CUDA).train()
     plain = copy.deepcopy(model)
     assert compile_layers(model, "on")
     seen = []

@@ -222,6 +222,7 @@ def test_diverged_weights_are_reported(folder: Path) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_bf16_on_a_gpu_agrees_with_float32_on_the_cpu(name: str, folder: Path) -> None:
     path = saved(name, folder, initializer_range=0.15)
@@ -244,6 +245,7 @@ def test_bf16_on_a_gpu_agrees_with_float32_on_the_cpu(name: str, folder: Path) -
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_float32_on_a_gpu_gives_the_cpus_greedy_tokens(name: str, folder: Path) -> None:
     path = saved(name, folder)

@@ -41,18 +41,25 @@ def compile_layers(
     A layer that cannot be compiled whole, or more than GRAPHS graphs, is an error at the call and
     never a silent fall back to slow code.
     """
-    layers = decoder_layers(model)
-    if when == "off" or (when == "auto" and not _pays(model, layers)):
+    if not pays(model, when):
         return False
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(GRAPHS, config.recompile_limit)
-    config.accumulated_recompile_limit = max(4 * GRAPHS, config.accumulated_recompile_limit)
-    for layer in layers:
+    lift_limits()
+    for layer in decoder_layers(model):
         layer.compile(fullgraph=True, dynamic=False, backend=backend)
     return True
 
 
-def _pays(model: nn.Module, layers: list[nn.Module]) -> bool:
-    size = sum(p.numel() for layer in layers for p in layer.parameters())
-    on_gpu = all(p.is_cuda for layer in layers for p in layer.parameters())
-    return on_gpu and size >= WORTH and unwrap(model).config.model_type in VERIFIED
+def pays(model: nn.Module, when: When = "auto") -> bool:
+    """Whether layers of this model are compiled under the option `when`."""
+    if when != "auto":
+        return when == "on"
+    parameters = [p for layer in decoder_layers(model) for p in layer.parameters()]
+    worth = sum(p.numel() for p in parameters) >= WORTH and all(p.is_cuda for p in parameters)
+    return worth and unwrap(model).config.model_type in VERIFIED
+
+
+def lift_limits() -> None:
+    """Let the compiler keep GRAPHS graphs of one function; beyond that it fails, loudly."""
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(GRAPHS, config.recompile_limit)
+    config.accumulated_recompile_limit = max(4 * GRAPHS, config.accumulated_recompile_limit)

@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tercet.model.compile import _pays as pays
+from tercet.model.compile import When, pays
 from tercet.model.load import unwrap
 from tercet.records import InputError, RunFailed
 from tercet.rollout.cache import (
@@ -96,11 +96,11 @@ class Engine:
         policy: PreTrainedModel,
         *,
         length: int = 0,
-        compile: Literal["auto", "on", "off"] = "auto",
+        compile: When = "auto",
     ) -> None:
         self.policy = policy
         self.device: torch.device = next(policy.parameters()).device
-        self._length, self._compiled = length, _compiles(policy, compile)
+        self._length, self._compiled = length, pays(policy, compile)
         self._new_tokens = 0
         self._copy: InferenceCopy | None = None
         self._dtype: torch.dtype | None = None
@@ -248,12 +248,6 @@ def generate(
     generate(model, prompts, max_new_tokens=32, stop_ids=[eos], greedy=True)
     """
     return Engine(model).generate(prompts, **options)
-
-
-def _compiles(policy, when):
-    from tercet.model.load import decoder_layers
-
-    return when == "on" or (when == "auto" and pays(policy, decoder_layers(policy)))
 
 
 class _Run:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tercet.model.compile import lift_limits
 from tercet.model.load import decoder_layers, unwrap
 from tercet.rollout.cache import Reader, SlotCache
 from tercet.rollout.operators import product_parts
@@ -49,6 +50,7 @@ class InferenceCopy:
                     self._pairs = _stack(module, names, self._pairs)
                 _split(module)
         if compiled:
+            lift_limits()
             for layer in decoder_layers(self.model):
                 layer.forward = partial(_run_layer, layer)  # type: ignore[method-assign]
             for module in self.model.base_model.children():

@@ -14,7 +14,7 @@ from torch import Tensor
 
 KEYS = 64
 """Positions that one iteration of the attention kernel reads."""
-WORDS = 4096
+WORDS = 2048
 """Logits that one program of the choice reads."""
 TOKENS = 8
 """Tokens that one program copies."""
@@ -99,7 +99,7 @@ def choose_token(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[T
     logprob = logits.new_empty(rows, dtype=torch.float32)
     shape = (logits.stride(0), 1.0 / temperature, vocabulary, blocks)
     with torch.cuda.device_of(logits):
-        kernels.sums[rows, blocks](logits, best, total, *shape, BLOCK=WORDS, num_warps=8)
+        kernels.sums[rows, blocks](logits, best, total, *shape, BLOCK=WORDS, num_warps=2)
         kernels.pick[rows,](
             logits, best, total, uniform, token, logprob, *shape,
             BLOCK=WORDS, BLOCKS=max(2, _power(blocks)), num_warps=8,
