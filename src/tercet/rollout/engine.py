@@ -19,6 +19,7 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -289,13 +290,13 @@ class _Run:
 
     def _read(self, replies: list[Reply], taken: Taken) -> Iterator[Rollout]:
         for reply, (tokens, logprobs) in zip(replies, taken.read(), strict=True):
-            if any(map(math.isnan, logprobs)):
+            if np.isnan(logprobs).any():
                 raise RunFailed(
                     f"the model gives NaN logits after prompt {reply.prompt}: its weights have "
                     "diverged; train it again with a lower learning rate"
                 )
-            stopped = tokens[-1] in self.slots.stops
-            yield Rollout(reply.prompt, reply.sample, tokens, logprobs, stopped)
+            stopped = int(tokens[-1]) in self.slots.stops
+            yield Rollout(reply.prompt, reply.sample, tokens.tolist(), logprobs.tolist(), stopped)
 
     def _refill(self, finished: list[int]) -> None:
         """Finished slots go to the next replies; when none are left, the batch shrinks."""

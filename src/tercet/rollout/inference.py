@@ -19,13 +19,15 @@ from transformers.pytorch_utils import Conv1D
 
 from tercet.model.compile import lift_limits
 from tercet.model.load import decoder_layers, unwrap
+from tercet.model.support import LLAMA_FAMILY
 from tercet.rollout.cache import Reader, SlotCache
-from tercet.rollout.operators import product_parts
 
 PARTS = 4
 """Parts of a split product."""
 LONG = 4096
 """Inner dimension from which a product with a smaller output is split."""
+GROUP = 4
+"""Layers compiled as one."""
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
@@ -51,8 +53,10 @@ class InferenceCopy:
                 _split(module)
         if compiled:
             lift_limits()
-            for layer in decoder_layers(self.model):
-                layer.forward = partial(_run_layer, layer)  # type: ignore[method-assign]
+            for first, *others in _groups(self.model):
+                first.forward = partial(_run_group, [first, *others])
+                for layer in others:
+                    layer.forward = _done_before
             for module in self.model.base_model.children():
                 if any(word in type(module).__name__ for word in ("Norm", "Rotary")):
                     module.compile(dynamic=True)
@@ -68,6 +72,19 @@ class InferenceCopy:
         """Cast-copy of every linear layer's present weights."""
         targets = [target for target, _ in self._pairs]
         torch._foreach_copy_(targets, [source().detach() for _, source in self._pairs])
+
+
+def _groups(model: Any) -> list[list[Any]]:
+    """Layers that are compiled as one, so that what ends a layer joins what begins the next.
+
+    Single layers where they are of several kinds, whose arguments differ, or return more than the
+    hidden states.
+    """
+    layers = decoder_layers(model)
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    alike = model.config.model_type in LLAMA_FAMILY and len(kinds) < 2
+    size = GROUP if alike else 1
+    return [layers[i : i + size] for i in range(0, len(layers), size)]
 
 
 def _linear_layers(base: nn.Module) -> list[tuple[str, Any]]:
@@ -120,8 +137,10 @@ class _Split(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_cuda or input.dim() != 3 or input.shape[1] > 1:
             return super().forward(input)
-        x_RK = input.to(self.weight.dtype)[:, 0].contiguous()
-        total_RN = product_parts(x_RK, self.weight, PARTS).sum(0)
+        x_RPK = input.to(self.weight.dtype).reshape(len(input), PARTS, -1)
+        weight_PKN = self.weight.view(self.out_features, PARTS, -1).permute(1, 2, 0)
+        parts_PRN = torch.bmm(x_RPK.transpose(0, 1), weight_PKN, out_dtype=torch.float32)
+        total_RN = parts_PRN.sum(0)
         if self.bias is not None:
             total_RN = total_RN + self.bias
         return total_RN.to(self.weight.dtype)[:, None]
@@ -193,31 +212,43 @@ def _split(module: nn.Module) -> None:
                 child.__class__ = _Split
 
 
-def _run_layer(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """A layer's forward, compiled for what it is asked: a decode step or reading prompts."""
+def _run_group(group: list[nn.Module], *args: Any, **kwargs: Any) -> Any:
+    """A group of layers, compiled for what it is asked: a decode step or reading prompts."""
     view = kwargs.get("cache_view")
     if isinstance(view, SlotCache):
-        return _compiled_step()(layer, args, kwargs)
+        return _compiled_step()(group, args, kwargs)
     if isinstance(view, Reader):
-        return _compiled_reading()(layer, args, kwargs)
-    return type(layer).forward(layer, *args, **kwargs)
+        return _compiled_reading()(group, args, kwargs)
+    return _in_turn(group, args, kwargs)
+
+
+def _done_before(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A layer that the first of its group has computed already."""
+    return hidden
+
+
+def _in_turn(group: list[Any], args: Any, kwargs: Any) -> Any:
+    hidden, *rest = args
+    for layer in group:
+        hidden = type(layer).forward(layer, hidden, *rest, **kwargs)
+    return hidden
 
 
 # Two functions of the same body: the compiler keeps its graphs by function, and what it learns of
 # one shape (rows of one token) must not make the other's (one long row) dynamic.
-def _step_layer(layer: Any, args: Any, kwargs: Any) -> Any:
-    return type(layer).forward(layer, *args, **kwargs)
+def _step_layers(group: list[Any], args: Any, kwargs: Any) -> Any:
+    return _in_turn(group, args, kwargs)
 
 
-def _read_layer(layer: Any, args: Any, kwargs: Any) -> Any:
-    return type(layer).forward(layer, *args, **kwargs)
+def _read_layers(group: list[Any], args: Any, kwargs: Any) -> Any:
+    return _in_turn(group, args, kwargs)
 
 
 @cache
 def _compiled_step() -> Any:
-    return torch.compile(_step_layer, fullgraph=True)
+    return torch.compile(_step_layers, fullgraph=True)
 
 
 @cache
 def _compiled_reading() -> Any:
-    return torch.compile(_read_layer, fullgraph=True, dynamic=False)
+    return torch.compile(_read_layers, fullgraph=True, dynamic=False)

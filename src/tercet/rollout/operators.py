@@ -131,22 +131,6 @@ def copy_tokens(storage: Tensor, entries: Tensor, index_4M: Tensor) -> None:
         )  # fmt: skip
 
 
-@torch.library.custom_op("tercet::product_parts", mutates_args=(), device_types="cuda")
-def product_parts(x: Tensor, weight: Tensor, parts: int) -> Tensor:
-    """x @ weight.T in `parts` of the inner dimension K, to be added up: (parts, R, N) float32.
-
-    x (R, K), weight (N, K). An operator of its own, so that the compiler leaves the layout of x be.
-    """
-    x_PRK = x.view(len(x), parts, -1).transpose(0, 1)
-    weight_PKN = weight.view(len(weight), parts, -1).permute(1, 2, 0)
-    return torch.bmm(x_PRK, weight_PKN, out_dtype=torch.float32)
-
-
-@product_parts.register_fake
-def _(x, weight, parts):  # type: ignore[no-untyped-def]
-    return x.new_empty(parts, len(x), len(weight), dtype=torch.float32)
-
-
 def _power(value: int) -> int:
     return 1 << (value - 1).bit_length()
 

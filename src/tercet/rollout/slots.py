@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,13 +108,13 @@ class Taken:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> list[tuple[list[int], list[float]]]:
+    def read(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(tokens, log-probs) of each reply; waits for what was asked for, not for later steps."""
         if self._arrived is not None:
             self._arrived.synchronize()
         counts, tokens, logprobs = (part.numpy() for part in self._parts)
         return [
-            (row[:count].tolist(), values[:count].tolist())
+            (row[:count], values[:count])
             for count, row, values in zip(counts, tokens, logprobs, strict=True)
         ]
 
@@ -129,13 +130,13 @@ def advance(
 ) -> None:
     """Append a sampled token to every live row, in place; a row that ends goes idle.
 
-    A reply ends with a stop token, which it keeps, or at its limit.
+    A reply ends with a stop token, which it keeps, or at its limit. An idle row stays as it is.
     """
     token_R, position_R, _, count_R, limit_R = whole_5R
     place_R = torch.where(live_R, count_R, tokens_RN.shape[1] - 1)[:, None]
     tokens_RN.scatter_(1, place_R, new_R[:, None])
     logprobs_RN.scatter_(1, place_R, logprob_R[:, None].to(logprobs_RN.dtype))
-    token_R.copy_(new_R)
+    token_R.copy_(torch.where(live_R, new_R, token_R))
     position_R += live_R
     count_R += live_R
     live_R &= ~(is_stop_V[new_R] | (count_R >= limit_R))
