@@ -67,7 +67,7 @@ def slot_attention(
             G=group, H=shared, D=width, GROUP=padded_group, WIDTH=padded_width,
             BLOCK=KEYS, SPLITS=splits, WINDOW=window, CAPPED=softcap > 0,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-            num_warps=4, num_stages=3,
+            num_warps=2, num_stages=3,
         )  # fmt: skip
         if splits > 1:
             kernels.join[rows, shared](
