@@ -1,0 +1,113 @@
+"""Seconds of phases by name, and whether an engine keeps its memory while models train."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tercet.rollout import phases
+from tercet.rollout.phases import Phases, Room
+
+
+def test_phases_add_up_by_name_and_are_taken_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 11.5, 20.0, 20.25, 30.0, 34.0])
+    monkeypatch.setattr(phases, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    timed = Phases(torch.device("cpu"))
+    with timed("rollout"):
+        pass
+    with timed("score"):
+        pass
+    with timed("rollout"):
+        pass
+    assert timed.take() == {"seconds/rollout": 5.5, "seconds/score": 0.25}
+    assert timed.take() == {}
+
+
+class FakeEngine:
+    """Holds some bytes until released."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.bytes = 0
+        self.released = 0
+
+    def release(self) -> None:
+        self.bytes = 0
+        self.released += 1
+
+
+class FakeGPU:
+    """100 bytes; `peak` is what the allocator would report since the last reset."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.peak = 0
+        self.resets = 0
+        properties = SimpleNamespace(total_memory=100)
+        patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: self._reset())
+        patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
+
+    def _reset(self) -> None:
+        self.resets += 1
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
+    return FakeGPU(monkeypatch)
+
+
+def iteration(room: Room, engine: FakeEngine, gpu: FakeGPU, held: int, peak: int) -> bool:
+    """Rollouts hold `held` bytes, training peaks at `peak` in all; whether they were kept."""
+    engine.bytes = held
+    released = engine.released
+    room.make()
+    gpu.peak = peak
+    room.remember()
+    return engine.released == released
+
+
+def make(engine: FakeEngine) -> Room:
+    fake: Any = engine
+    return Room(fake)
+
+
+def test_the_first_time_an_engine_is_released(gpu: FakeGPU) -> None:
+    engine = FakeEngine("cuda")
+    assert not iteration(make(engine), engine, gpu, held=1, peak=1)
+    assert gpu.resets == 1
+
+
+def test_an_engine_stays_when_training_fits_beside_it(gpu: FakeGPU) -> None:
+    """A share of 0.9 may be reached: 60 + 30 bytes fit into 100, 60 + 31 do not."""
+    engine = FakeEngine("cuda")
+    room = make(engine)
+    iteration(room, engine, gpu, held=30, peak=60)
+    assert iteration(room, engine, gpu, held=30, peak=90)
+    assert iteration(room, engine, gpu, held=30, peak=90)
+    assert not iteration(room, engine, gpu, held=31, peak=60)
+
+
+def test_the_engines_own_bytes_are_no_part_of_the_peak(gpu: FakeGPU) -> None:
+    engine = FakeEngine("cuda")
+    room = make(engine)
+    iteration(room, engine, gpu, held=30, peak=50)
+    # 85 with the engine's 30 are 55 of training: 35 more would fit.
+    assert iteration(room, engine, gpu, held=30, peak=85)
+    assert iteration(room, engine, gpu, held=35, peak=60)
+
+
+def test_the_highest_peak_of_all_iterations_decides(gpu: FakeGPU) -> None:
+    engine = FakeEngine("cuda")
+    room = make(engine)
+    iteration(room, engine, gpu, held=30, peak=80)
+    assert not iteration(room, engine, gpu, held=30, peak=10)
+    assert not iteration(room, engine, gpu, held=30, peak=10)
+
+
+def test_on_a_cpu_an_engine_is_kept() -> None:
+    engine = FakeEngine("cpu")
+    room = make(engine)
+    room.make()
+    room.remember()
+    assert engine.released == 0
