@@ -48,7 +48,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
     axes.set_xlim(0, right)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_title(panel.title, loc="left", fontsize=10, color=INK, pad=16)
+    axes.set_title(panel.title, loc="left", fontsize=10, color=INK, pad=20)
     axes.grid(axis="x", color=RULE, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
     for place, value in enumerate(values):

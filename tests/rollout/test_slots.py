@@ -12,7 +12,7 @@ VOCABULARY = 10
 def three(limits: tuple[int, int, int] = (4, 4, 4)) -> Slots:
     """Three replies of at most four tokens, whose prompts end in 5, 6 and 7; 9 stops them."""
     slots = Slots(3, 4, VOCABULARY, CPU)
-    slots.set_stops([9])
+    slots.start([9])
     a, b, c = limits
     slots.place([0, 1, 2], [(5, 2, 77, a), (6, 0, 78, b), (7, 3, 79, c)])
     return slots
@@ -138,9 +138,9 @@ def test_what_was_taken_stays_when_the_slot_is_used_again() -> None:
 
 def test_stop_ids_outside_the_vocabulary_are_ignored() -> None:
     slots = three()
-    slots.set_stops([-1, 3, VOCABULARY])
+    slots.start([-1, 3, VOCABULARY])
     assert slots.is_stop.nonzero().flatten().tolist() == [3]
-    slots.set_stops([])
+    slots.start([])
     assert not slots.is_stop.any()
 
 

@@ -150,7 +150,7 @@ class Engine:
         with _sampling(self.policy), self._precision():
             model = self._model()
             storage = self._prepare(model, requests, min(slots, wanted))
-            storage.slots.set_stops(stop_ids)
+            storage.slots.start(stop_ids)
             layers, budget = storage.cache.layers, READ_TOKENS[self.device.type]
             queue = replies(requests, seed, budget, partial(read_prompts, model, layers))
             run = _Run(storage, queue, Choice(temperature, greedy, top_k, top_p))

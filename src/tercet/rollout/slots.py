@@ -43,8 +43,12 @@ class Slots:
         self.logprobs = torch.zeros(slots, new_tokens + 1, dtype=torch.float32, device=device)
         self.is_stop = torch.zeros(vocabulary, dtype=torch.bool, device=device)
 
-    def set_stops(self, stop_ids: Sequence[int]) -> None:
-        """These ids end a reply from now on; ids outside the vocabulary never come."""
+    def start(self, stop_ids: Sequence[int]) -> None:
+        """All slots idle, whatever was left in them; these ids end a reply from now on.
+
+        Ids outside the vocabulary never come.
+        """
+        self.live.zero_()
         self.stops = frozenset(stop_ids)
         known = [i for i in self.stops if 0 <= i < len(self.is_stop)]
         self.is_stop.zero_()

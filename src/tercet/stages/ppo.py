@@ -190,7 +190,7 @@ class Config:
     show: int = 6
     """Prompts in the sample pages."""
     slots: int = 256
-    """Replies decoded at a time on one rank."""
+    """Replies decoded at a time on one rank; fewer where a GPU's memory holds fewer."""
     token_budget: int = 16384
     """Tokens in one forward pass of one rank."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
