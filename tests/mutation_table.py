@@ -69,6 +69,17 @@ PPO_STAGE = "tests/stages/test_ppo.py"
 TWO_RANKS = "tests/distributed"
 INTERRUPTIONS = "tests/stages/test_resume.py"
 RECIPES = "tests/test_pipeline.py"
+ENGINE = "src/tercet/rollout/engine.py"
+GRAPHS = "src/tercet/rollout/graphs.py"
+COPY = "src/tercet/rollout/inference.py"
+STATE = "src/tercet/rollout/slots.py"
+REPLIES = "src/tercet/rollout/queue.py"
+CACHE = "src/tercet/rollout/cache.py"
+PHASES = "src/tercet/rollout/phases.py"
+STEPPING = "tests/rollout/test_steps.py"
+COPYING = "tests/rollout/test_inference.py"
+SLOTTING = "tests/rollout/test_slots.py"
+QUEUING = "tests/rollout/test_queue.py"
 
 MUTATIONS: list[Mutation] = [
     # Arithmetic and masks
@@ -1508,5 +1519,139 @@ MUTATIONS: list[Mutation] = [
         "if role is not None and person.role != role:",
         "if False:",
         GUARDING,
+    ),
+    # Rollouts: slots, steps, the copy, the queue
+    Mutation(
+        "an idle slot loses its token",
+        STATE,
+        "token_R.copy_(torch.where(live_R, new_R, token_R))",
+        "token_R.copy_(new_R)",
+        SLOTTING,
+    ),
+    Mutation(
+        "an idle slot overwrites the last token of its reply",
+        STATE,
+        "place_R = torch.where(live_R, count_R, tokens_RN.shape[1] - 1)[:, None]",
+        "place_R = count_R.clamp(max=tokens_RN.shape[1] - 2)[:, None]",
+        SLOTTING,
+    ),
+    Mutation(
+        "a reply may be one token longer than its limit",
+        STATE,
+        "(count_R >= limit_R)",
+        "(count_R > limit_R)",
+        SLOTTING,
+    ),
+    Mutation(
+        "a moved reply stays live in its old slot, too",
+        STATE,
+        "        self.live[source] = False\n",
+        "",
+        SLOTTING,
+    ),
+    Mutation(
+        "slots are not idle while a graph is captured",
+        GRAPHS,
+        "undo = self._idle()",
+        "undo = lambda: None",
+        STEPPING,
+    ),
+    Mutation(
+        "a graph may be too small for the live rows",
+        GRAPHS,
+        "next(size for size in self._sizes if size >= live)",
+        "next(size for size in self._sizes if size >= live // 2)",
+        STEPPING,
+    ),
+    Mutation(
+        "the span stands still over several steps",
+        GRAPHS,
+        "(span[0] + i, span[1] + i)",
+        "span",
+        STEPPING,
+    ),
+    Mutation(
+        "an adapter is left out of the rollout copy",
+        COPY,
+        "weight = weight + adapted.get_delta_weight(adapter)",
+        "pass",
+        COPYING,
+    ),
+    Mutation(
+        "stacked layers keep the weights of before",
+        COPY,
+        "return [(moved.get(target.data_ptr(), target), source) for target, source in pairs]",
+        "return pairs",
+        COPYING,
+    ),
+    Mutation(
+        "parts of a stack are swapped",
+        COPY,
+        "return output[..., self.start : self.end]",
+        "return output[..., output.shape[-1] - self.end : output.shape[-1] - self.start]",
+        COPYING,
+    ),
+    Mutation(
+        "a group runs only its first layer",
+        COPY,
+        "    for layer in group:\n        hidden =",
+        "    for layer in group[:1]:\n        hidden =",
+        COPYING,
+    ),
+    Mutation(
+        "a pack of prompts exceeds its length",
+        REPLIES,
+        "used + len(requests[order[0]].tokens) - 1 <= length",
+        "used <= length",
+        QUEUING,
+    ),
+    Mutation(
+        "prompts are read twice",
+        REPLIES,
+        "for sample in range(request.samples):",
+        "for sample in range(request.samples if read(ahead, length) else 0):",
+        QUEUING,
+    ),
+    Mutation(
+        "the last prompt token is read ahead, too",
+        REPLIES,
+        "requests[i].tokens[:-1] for i in pack",
+        "requests[i].tokens for i in pack",
+        QUEUING,
+    ),
+    Mutation(
+        "a prompt goes into its slot one position late",
+        CACHE,
+        "index = np.stack([np.repeat(slots, size), place, row, column])",
+        "index = np.stack([np.repeat(slots, size), place + 1, row, column])",
+        STEPPING,
+    ),
+    Mutation(
+        "storage hangs on the policy after a call",
+        ENGINE,
+        "                storage.cache.detach()\n",
+        "                pass\n",
+        STEPPING,
+    ),
+    Mutation(
+        "slots of a shorter reply are used for a longer one",
+        ENGINE,
+        "            and now.slots.new_tokens >= new_tokens\n",
+        "",
+        STEPPING,
+    ),
+    Mutation(
+        "memory for prompts read ahead is given to slots",
+        ENGINE,
+        '    free -= 3 * READ_TOKENS["cuda"] * layers.token_bytes\n',
+        "",
+        STEPPING,
+    ),
+    Mutation(
+        "an engine's memory counts as that of training",
+        PHASES,
+        "torch.cuda.max_memory_allocated(self._engine.device) - self._kept",
+        "torch.cuda.max_memory_allocated(self._engine.device)",
+        "tests/rollout/test_phases.py",
     ),
 ]
