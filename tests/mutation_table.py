@@ -1636,8 +1636,8 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "slots of a shorter reply are used for a longer one",
         ENGINE,
-        "            and now.slots.new_tokens >= new_tokens\n",
-        "",
+        "and now.slots.new_tokens >= new_tokens and",
+        "and",
         STEPPING,
     ),
     Mutation(

@@ -38,13 +38,13 @@ class FakeEngine:
 
 
 class FakeGPU:
-    """100 bytes; `peak` is what the allocator would report since the last reset."""
+    """100 bytes for us, 60 of them free; `peak` is the most that was taken since the last reset."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.peak = 0
         self.resets = 0
-        properties = SimpleNamespace(total_memory=100)
-        patch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device: (60, 1000))
+        patch.setattr(torch.cuda, "memory_reserved", lambda device: 40)
         patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: self._reset())
         patch.setattr(torch.cuda, "max_memory_allocated", lambda device: self.peak)
 

@@ -144,6 +144,12 @@ def test_stop_ids_outside_the_vocabulary_are_ignored() -> None:
     assert not slots.is_stop.any()
 
 
+def test_a_call_begins_with_idle_slots() -> None:
+    slots = three()
+    slots.start([])
+    assert slots.dead(3) == [0, 1, 2]
+
+
 def test_noise_is_that_of_the_stream_and_the_position() -> None:
     slots = three()
     expected = uniforms(torch.tensor([77, 78]), torch.tensor([2, 0]))
