@@ -1009,8 +1009,8 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "KL to the policy itself",
         EXPERIENCE,
-        "ref_RL = logprobs(reference, tree",
-        "ref_RL = logprobs(policy, tree",
+        "refs = [logprobs(model, tree",
+        "refs = [logprobs(policy, tree",
         f"{PPO_STAGE}::test_kl_is_zero_at_the_start_and_the_ratio_one_in_every_iteration",
     ),
     Mutation(
@@ -1023,8 +1023,8 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "reference without the temperature",
         EXPERIENCE,
-        'logprobs(reference, tree, sampling.temperature, where="replies")',
-        'logprobs(reference, tree, 1.0, where="replies")',
+        'logprobs(model, tree, temperature, where="replies")',
+        'logprobs(model, tree, 1.0, where="replies")',
         ROLLOUTS,
     ),
     Mutation(

@@ -136,13 +136,13 @@ def test_k_is_lowered_and_a_prompt_of_one_reply_discarded(config, monkeypatch, t
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_precision_is_that_of_sampling(config, tmp_path, monkeypatch, precision):
     seen = set()
-    real = sample.generate
+    real = sample.Engine.generate
 
     def spy(*args, **options):
         seen.add(torch.is_autocast_enabled("cpu"))
         return real(*args, **options)
 
-    monkeypatch.setattr(sample, "generate", spy)
+    monkeypatch.setattr(sample.Engine, "generate", spy)
     stage(main, replace(config, precision=precision, max_prompts=3), tmp_path / "run")
     assert seen == {precision == "bf16"}
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from tercet.model.load import decoder_layers, unwrap
 from tercet.model.support import VERIFIED
+from tercet.records import InputError
 
 When = Literal["auto", "on", "off"]
 
@@ -43,6 +44,11 @@ def compile_layers(
     """
     if not pays(model, when):
         return False
+    if backend == "inductor" and not all(p.is_cuda for p in model.parameters()):
+        raise InputError(
+            'compile = "on" needs a GPU: rows of a CPU have many lengths, each compiled again; '
+            'use "auto" or "off"'
+        )
     lift_limits()
     for layer in decoder_layers(model):
         layer.compile(fullgraph=True, dynamic=False, backend=backend)

@@ -39,12 +39,14 @@ def halve(model: Any) -> Any:
 class Parked:
     """A frozen model whose weights lie in CPU memory, and on a device inside `on`.
 
-    They never change, so leaving drops the device's copy and copies nothing back. Outside of `on`
-    the model computes on the CPU.
+    They never change, so leaving drops the device's copy and copies nothing back. `on` may be
+    entered again inside itself. Outside of it the model is not to be used: halved weights compute
+    under autocast alone, and graphs would hold addresses that are gone.
     """
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.inside = False
         tensors = self._tensors()
         here = [tensor.data.cpu() for tensor in tensors]
         # One pinned buffer, so that one transfer at full speed brings the model.
@@ -55,12 +57,17 @@ class Parked:
     @contextmanager
     def on(self, device: torch.device | str) -> Iterator[Any]:
         """The model, on `device` inside the `with`."""
+        if self.inside:
+            yield self.model
+            return
         moved = self.buffer.to(device, non_blocking=True)
+        self.inside = True
         try:
             self._set(parted(moved, self.starts, self.host))
             del moved  # from here on the weights alone hold it
             yield self.model
         finally:
+            self.inside = False
             self._set(self.host)
 
     def _tensors(self) -> list[Tensor]:

@@ -42,8 +42,9 @@ def adam(
         def scale_eps(optimizer: Optimizer, *_: Any) -> None:
             # The tf form is the torch form with eps / sqrt(1 - b2^t) at step t.
             for group in optimizer.param_groups:
+                # All parameters of a group step together; each number may lie on a GPU.
                 states = (optimizer.state.get(p) for p in group["params"])
-                done = max((int(state["step"]) for state in states if state), default=0)
+                done = next((int(state["step"]) for state in states if state), 0)
                 group["eps"] = eps / math.sqrt(1 - group["betas"][1] ** (done + 1))
 
         optimizer.register_step_pre_hook(scale_eps)

@@ -244,7 +244,7 @@ def logprobs(
     `where` limits the work of the head: "all" predicted tokens, those with a loss weight, or those
     of replies. With `entropy`, returns (logprobs, entropy) where the entropy is that of the
     distribution which the token was drawn from. The head is computed in chunks of tokens and
-    recomputed in the backward pass: no [tokens, vocabulary] tensor of the batch ever exists.
+    recomputed in the backward pass, but for what `head.Sizes` keeps of the logits in bf16.
     Temperature divides the float32 logits, after everything that the model applies to them.
     """
     # A method of the model, so that FSDP can gather the weights of embedding and head around it.

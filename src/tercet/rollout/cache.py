@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tercet.model.attention import tree_attention
+from tercet.model.load import unwrap
 from tercet.model.tree import Document, pack
 from tercet.rollout.operators import copy_tokens, slot_attention
 
@@ -61,7 +62,7 @@ def attention_layers(model: PreTrainedModel) -> Layers:
     """Found by running the model on one token, under the caller's autocast."""
     probe = _Probe()
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
-    model.base_model(input_ids=ids, position_ids=ids, use_cache=False, cache_view=probe)
+    unwrap(model).base_model(input_ids=ids, position_ids=ids, use_cache=False, cache_view=probe)
     shapes = {(key.shape[1], key.shape[3], key.dtype) for _, key in probe.met}
     assert len(shapes) == 1, f"layers keep different things of a token: {shapes}"
     (heads, width, dtype) = shapes.pop()
@@ -123,7 +124,8 @@ def read_prompts(
     start = dict(zip(tree.document.flatten()[place].tolist(), place.tolist(), strict=True))
     tree = tree.to(model.device)
     tree.layout.prepare(model)
-    model.base_model(
+    # Without the head, which an adapter's own base would run over every token.
+    unwrap(model).base_model(
         input_ids=tree.tokens,
         position_ids=tree.position,
         use_cache=False,
@@ -224,7 +226,8 @@ class SlotCache:
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
         """Copies the first `length` positions of slots `sources` to slots `targets`."""
         used = self.storage[:, :, :, :, :length]
-        used[:, :, targets] = used[:, :, sources]
+        for i in range(0, len(sources), 8):  # each part has a copy of its own on the way
+            used[:, :, targets[i : i + 8]] = used[:, :, sources[i : i + 8]]
 
     def _entries(self, key: Tensor) -> Tensor:
         """Where the step's entries go, (R * H,), in one layer's storage seen as rows of width D."""

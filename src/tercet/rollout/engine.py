@@ -11,10 +11,11 @@ Shape suffixes: R rows (slots of a step), V vocabulary.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 from typing import Any
@@ -76,6 +77,8 @@ class _Storage:
     cache: SlotCache
     slots: Slots
     steps: Steps
+    asked: int
+    """Slots that were wanted when memory decided how many there are."""
 
 
 class Engine:
@@ -101,8 +104,9 @@ class Engine:
     ) -> None:
         self.policy = policy
         self.device: torch.device = next(policy.parameters()).device
-        self._length, self._compiled = length, pays(policy, compile)
+        self._longest = self._length = length
         self._new_tokens = 0
+        self._compiled = self.device.type == "cuda" and pays(policy, compile)
         self._copy: InferenceCopy | None = None
         self._dtype: torch.dtype | None = None
         self._layers: Layers | None = None
@@ -147,16 +151,18 @@ class Engine:
         if wanted == 0:
             return []
         done: list[Rollout] = []
-        with _sampling(self.policy), self._precision():
+        with _sampling(self.policy), self._precision(), self._current():
             model = self._model()
             storage = self._prepare(model, requests, min(slots, wanted))
             storage.slots.start(stop_ids)
-            layers, budget = storage.cache.layers, READ_TOKENS[self.device.type]
+            kind = "cuda" if self.device.type == "cuda" else "cpu"
+            layers, budget = storage.cache.layers, READ_TOKENS[kind]
             queue = replies(requests, seed, budget, partial(read_prompts, model, layers))
-            run = _Run(storage, queue, Choice(temperature, greedy, top_k, top_p))
+            choice = Choice(temperature, greedy, top_k, top_p)
+            run = _Run(storage, queue, choice, min(slots, storage.slots.size))
             storage.cache.attach()
             try:
-                for rollout in run.rollouts(bool(stop_ids), LOOK[self.device.type]):
+                for rollout in run.rollouts(bool(stop_ids), LOOK[kind]):
                     done.append(rollout)
                     if on_finish is not None:
                         on_finish(rollout)
@@ -177,8 +183,14 @@ class Engine:
     def release(self) -> None:
         """Give all memory back; what was compiled stays. The next `generate` takes it again."""
         self._storage = self._copy = self._layers = None
+        self._length, self._new_tokens = self._longest, 0
         if self.device.type == "cuda":
+            gc.collect()  # the copy's layers refer to each other
             torch.cuda.empty_cache()
+
+    def _current(self) -> Any:
+        """Streams, events and graphs are those of the current device."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _precision(self) -> Any:
         """The caller's autocast, without its cache of cast weights, which a graph must not hold."""
@@ -209,16 +221,15 @@ class Engine:
         new_tokens = max(request.limit for request in requests)
         now = self._storage
         if now is not None and (
-            now.cache.length >= longest
-            and now.slots.new_tokens >= new_tokens
-            and now.slots.size >= slots
+            now.cache.length > longest and now.slots.new_tokens >= new_tokens and now.asked >= slots
         ):
             return now
         self._length = max(self._length, longest)
         self._new_tokens = max(self._new_tokens, new_tokens)
         if now is not None:
-            slots = max(slots, now.slots.size)
+            slots = max(slots, now.asked)
             now = self._storage = None
+        asked = slots
         if self._layers is None:
             self._layers = attention_layers(model)
         vocabulary = unwrap(self.policy).config.get_text_config().vocab_size
@@ -226,7 +237,8 @@ class Engine:
             slots = _affordable(
                 self._layers, slots, self._length, self._new_tokens, vocabulary, self.device
             )
-        cache = SlotCache(self._layers, slots, self._length, self.device)
+        # One position more than replies need: where a slot that ended goes on writing.
+        cache = SlotCache(self._layers, slots, self._length + 1, self.device)
         state = Slots(slots, self._new_tokens, vocabulary, self.device, self._compiled)
 
         def step(rows: int, choice: Choice, span: tuple[int, int] | None) -> None:
@@ -236,7 +248,7 @@ class Engine:
             state.advance(*choose(logits_RV, state.noise(rows), **vars(choice)))
 
         steps = Steps(step, state.idle, slots, captured=self.device.type == "cuda")
-        self._storage = _Storage(cache, state, steps)
+        self._storage = _Storage(cache, state, steps, asked)
         return self._storage
 
 
@@ -254,11 +266,13 @@ def generate(
 class _Run:
     """One call of `generate`: which reply is in which slot, and since which step."""
 
-    def __init__(self, storage: _Storage, queue: Iterator[Reply], choice: Choice) -> None:
+    def __init__(
+        self, storage: _Storage, queue: Iterator[Reply], choice: Choice, size: int
+    ) -> None:
         self.cache, self.slots, self.steps = storage.cache, storage.slots, storage.steps
-        self.queue, self.choice = queue, choice
+        self.queue, self.choice, self.size = queue, choice, size
         self.running: dict[int, tuple[Reply, int]] = {}
-        """slot -> (its reply, the step at which it began)"""
+        """slot -> (its reply, without what was read of the prompt; the step at which it began)"""
         self.now = 0
         self.rows = 0
         self.first = (0, 0)
@@ -266,13 +280,14 @@ class _Run:
 
     def rollouts(self, stops: bool, look: int) -> Iterator[Rollout]:
         """Every reply as it ends."""
-        self._place(list(range(self.slots.size)), list(islice(self.queue, self.slots.size)))
+        self._place(list(range(self.size)))
         self.rows = self._fitting()
         ended: tuple[list[Reply], Taken] | None = None
         while self.running:
             steps = self.deadline - self.now
             if stops or look == 1:
                 steps = min(steps, look)
+            assert steps > 0, "a reply passed its limit"
             low, high = self.first
             self.steps.run(steps, self.rows, self.choice, (low + self.now, high + self.now))
             self.now += steps
@@ -300,7 +315,7 @@ class _Run:
 
     def _refill(self, finished: list[int]) -> None:
         """Finished slots go to the next replies; when none are left, the batch shrinks."""
-        self._place(finished, list(islice(self.queue, len(finished))))
+        self._place(finished)
         rows = self._fitting()
         if rows < self.rows:
             sources = [slot for slot in self.running if slot >= rows]
@@ -314,18 +329,19 @@ class _Run:
             self.rows = rows
         self._schedule()
 
-    def _place(self, slots: list[int], replies: list[Reply]) -> None:
-        pairs = list(zip(slots, replies, strict=False))
-        if not pairs:
-            return
-        for prompts, group in groupby(pairs, lambda pair: pair[1].read):
+    def _place(self, slots: list[int]) -> None:
+        """The next replies of the queue, as many as there are, into free slots.
+
+        Pack by pack: what was read of prompts is let go as soon as it lies in slots.
+        """
+        free = iter(slots)
+        for prompts, group in groupby(islice(self.queue, len(slots)), lambda reply: reply.read):
+            part = [(slot, reply) for reply, slot in zip(group, free, strict=False)]
+            taken = [slot for slot, _ in part]
             if prompts is not None:
-                part = list(group)
-                self.cache.fill(
-                    [slot for slot, _ in part], prompts, [reply.place for _, reply in part]
-                )
-        self.slots.place([slot for slot, _ in pairs], [reply.state for _, reply in pairs])
-        self.running |= {slot: (reply, self.now) for slot, reply in pairs}
+                self.cache.fill(taken, prompts, [reply.place for _, reply in part])
+            self.slots.place(taken, [reply.state for _, reply in part])
+            self.running |= {slot: (replace(reply, read=None), self.now) for slot, reply in part}
         self._schedule()
 
     def _schedule(self) -> None:
@@ -374,30 +390,29 @@ def _affordable(
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0] * SPARE
     free -= 3 * READ_TOKENS["cuda"] * layers.token_bytes
-    one = stored_length(length, device) * layers.token_bytes + 12 * new_tokens + 8 * vocabulary
+    one = stored_length(length + 1, device) * layers.token_bytes + 12 * new_tokens + 8 * vocabulary
     fitting = int(free // one)
     if fitting < 1:
         raise RunFailed(
             f"the GPU has {torch.cuda.mem_get_info(device)[0] / 2**30:.1f} GiB free, and one reply "
-            f"of {length} tokens takes {one / 2**30:.2f} beside what reads the prompts; lower "
-            "max_new_tokens or max_prompt_tokens, or free memory on this GPU"
+            f"of {length} tokens takes {one / 2**30:.2f} beside what reads the prompts; take "
+            "shorter prompts or a lower max_new_tokens, or free memory on this GPU"
         )
     return min(slots, fitting)
 
 
 @contextmanager
 def _sampling(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients and no dropout; the model's mode comes back afterwards."""
-    training = model.training
-    if training:
-        model.eval()
+    """No gradients and no dropout; the mode of every module comes back afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
     try:
         # Not inference_mode: buffers that a model computes here must stay usable in training.
         with torch.no_grad():
             yield
     finally:
-        if training:
-            model.train()
+        for module in training:
+            module.training = True
 
 
 def _check_options(temperature: float, top_k: int, top_p: float, slots: int) -> None:

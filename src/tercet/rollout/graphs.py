@@ -56,7 +56,6 @@ class Steps:
 
     def _capture(self, rows: int, choice: Any) -> torch.cuda.CUDAGraph | None:
         undo = self._idle()
-        graph = torch.cuda.CUDAGraph()
         try:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
@@ -64,8 +63,21 @@ class Steps:
                 for _ in range(WARM_UP):
                     self._step(rows, choice, None)
             torch.cuda.current_stream().wait_stream(side)
+            graph = self._captured(rows, choice)
+        finally:
+            undo()
+        if graph is not None:
+            self._pool = self._pool or graph.pool()
+            self._graphs[rows, choice] = graph
+        return graph
+
+    def _captured(self, rows: int, choice: Any) -> torch.cuda.CUDAGraph | None:
+        graph = torch.cuda.CUDAGraph()
+        try:
             with torch.cuda.graph(graph, pool=self._pool):
                 self._step(rows, choice, None)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             # A forward that asks the device something, such as how long the longest row is.
             self.captured = False
@@ -75,8 +87,4 @@ class Steps:
                 stacklevel=2,
             )
             return None
-        finally:
-            undo()
-        self._pool = self._pool or graph.pool()
-        self._graphs[rows, choice] = graph
         return graph

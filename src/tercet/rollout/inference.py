@@ -9,7 +9,7 @@ read the same input are stacked: one product instead of two or three.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache, partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tercet.model.compile import lift_limits
 from tercet.model.load import decoder_layers, unwrap
-from tercet.model.support import LLAMA_FAMILY
+from tercet.model.support import LLAMA_FAMILY, VERIFIED
 from tercet.rollout.cache import Reader, SlotCache
 
 PARTS = 4
@@ -43,12 +43,13 @@ class InferenceCopy:
         base = unwrap(policy)
         own: Iterable[Tensor] = [*base.parameters(), *base.buffers()]
         self.model = copy.deepcopy(base, {id(tensor): tensor for tensor in own}).eval()
-        self._pairs: list[tuple[Tensor, Callable[[], Tensor]]] = []
+        self._pairs: list[tuple[Tensor, partial[Tensor]]] = []
         for name, source in _linear_layers(base):
             self._pairs += _own_weights(self.model, name, source, dtype)
         for layer in decoder_layers(self.model):
             for module in list(layer.modules()):
-                for names in TOGETHER:
+                # Elsewhere layers of these names may read different inputs.
+                for names in TOGETHER if base.config.model_type in VERIFIED else ():
                     self._pairs = _stack(module, names, self._pairs)
                 _split(module)
         if compiled:
@@ -70,8 +71,12 @@ class InferenceCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Cast-copy of every linear layer's present weights."""
-        targets = [target for target, _ in self._pairs]
-        torch._foreach_copy_(targets, [source().detach() for _, source in self._pairs])
+        plain = [(target, source()) for target, source in self._pairs if source.func is _same]
+        torch._foreach_copy_([target for target, _ in plain], [value for _, value in plain])
+        # One by one: a merged weight is a new tensor.
+        for target, source in self._pairs:
+            if source.func is not _same:
+                target.copy_(source())
 
 
 def _groups(model: Any) -> list[list[Any]]:
@@ -100,11 +105,11 @@ def _linear_layers(base: nn.Module) -> list[tuple[str, Any]]:
 
 def _own_weights(
     model: nn.Module, name: str, source: Any, dtype: torch.dtype
-) -> list[tuple[Tensor, Callable[[], Tensor]]]:
+) -> list[tuple[Tensor, partial[Tensor]]]:
     """Give the copy's layer `name` weights of its own; (weight, its source) of each."""
     inner = source.base_layer if hasattr(source, "base_layer") else source
     layer = copy.deepcopy(inner, {id(tensor): tensor for tensor in inner.parameters()})
-    pairs: list[tuple[Tensor, Callable[[], Tensor]]] = []
+    pairs: list[tuple[Tensor, partial[Tensor]]] = []
     for part, values in inner.named_parameters(recurse=False):
         target = torch.empty_like(values, dtype=dtype)
         setattr(layer, part, nn.Parameter(target, requires_grad=False))
@@ -116,7 +121,7 @@ def _own_weights(
 
 
 def _same(values: Tensor) -> Tensor:
-    return values
+    return values.detach()
 
 
 def _merged(adapted: Any) -> Tensor:
@@ -177,8 +182,8 @@ class _Part(nn.Module):
 def _stack(
     module: nn.Module,
     names: tuple[str, ...],
-    pairs: list[tuple[Tensor, Callable[[], Tensor]]],
-) -> list[tuple[Tensor, Callable[[], Tensor]]]:
+    pairs: list[tuple[Tensor, partial[Tensor]]],
+) -> list[tuple[Tensor, partial[Tensor]]]:
     """Stack the linear layers `names` of a module, if it has them; the pairs with new targets."""
     layers = [getattr(module, name, None) for name in names]
     if not all(type(layer) is nn.Linear for layer in layers):

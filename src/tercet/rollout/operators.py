@@ -58,6 +58,8 @@ def slot_attention(
         weight = query.new_empty(shape, dtype=torch.float32)
     # Rows vary slowest: they come longest first, so the last programs to start are short ones.
     grid = (shared, splits, rows)
+    # Wide heads: two stages of 32 keys, or they would not fit into shared memory.
+    wide = padded_width * query.itemsize > 256
     with torch.cuda.device_of(query):
         kernels.attend[grid](
             query, key, value, storage, position, out, partial, weight,
@@ -65,9 +67,9 @@ def slot_attention(
             value.stride(0), value.stride(1),
             storage.stride(0), storage.stride(1), storage.stride(2), scale, softcap or 1.0,
             G=group, H=shared, D=width, GROUP=padded_group, WIDTH=padded_width,
-            BLOCK=KEYS, SPLITS=splits, WINDOW=window, CAPPED=softcap > 0,
+            BLOCK=KEYS // 2 if wide else KEYS, SPLITS=splits, WINDOW=window, CAPPED=softcap > 0,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-            num_warps=2, num_stages=3,
+            num_warps=2, num_stages=2 if wide else 3,
         )  # fmt: skip
         if splits > 1:
             kernels.join[rows, shared](

@@ -64,8 +64,9 @@ class Room:
         device = self._engine.device
         if device.type != "cuda":
             return
-        total = torch.cuda.get_device_properties(device).total_memory
-        if self._peak is None or self._peak + self._engine.bytes > SPARE * total:
+        # What this process holds or may still take; others may use the same GPU.
+        ours = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        if self._peak is None or self._peak + self._engine.bytes > SPARE * ours:
             self._engine.release()
         self._kept = self._engine.bytes
         torch.cuda.reset_peak_memory_stats(device)

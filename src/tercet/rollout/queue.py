@@ -82,7 +82,8 @@ def replies(
 def pack_length(tokens: int, budget: int) -> int:
     """The largest of budget, a half, a quarter that `tokens` fill, else the quarter.
 
-    Three lengths for a compiled reader; a whole pack for a few prompts would be mostly filler.
+    Few lengths for a compiled reader, while a whole pack for a few prompts would be mostly filler;
+    `pack` takes a half or a quarter of these where that holds them.
     """
     return next((size for size in (budget, budget // 2) if size <= tokens), budget // 4)
 

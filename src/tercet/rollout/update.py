@@ -17,6 +17,7 @@ from tercet.model.shard import Ranks
 from tercet.model.train import (
     Packed,
     batch_indices,
+    filler,
     nll_backward,
     precision_context,
     target_count,
@@ -77,6 +78,7 @@ def update(
                 if ptx:
                     row["ptx_loss"] = ptx_gradient(policy, ptx, draw, config, ranks)
                 ranks.sum_gradients(policy.parameters())
+                row["filler"] = filler(packs)
                 row["grad_norm"] = clip_gradients(policy.parameters(), config.max_grad_norm)
                 guard = guards["policy"]
                 taken = guard.step(policy_optimizer, row["policy_loss"], row["grad_norm"])
@@ -92,6 +94,10 @@ def update(
         stop = config.inner_early_stop
         if stop is not None and log and log[-1].get("approx_kl", 0.0) > 1.5 * stop:
             break
+    # Gradients would stay allocated through the next rollout.
+    for optimizer in (policy_optimizer, value_optimizer):
+        if optimizer is not None:
+            optimizer.zero_grad()
     return merge_rows(log, guards)
 
 

@@ -19,7 +19,7 @@ from tercet.model.adapt import adapt, merge
 from tercet.model.checkpoint import Checkpoints
 from tercet.model.checks import check_first_ratio, check_start, reward_check
 from tercet.model.compile import compile_layers
-from tercet.model.frozen import Parked, halve
+from tercet.model.frozen import Parked, halve, present
 from tercet.model.load import (
     check_context,
     checkpoint_activations,
@@ -427,20 +427,22 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     if held_out:
         after = loss_of(policy, held_out, ranks)
         summary |= {"held_out_nll_before": before, "held_out_nll": after}
-    shown = [prompts[i] for i in range(min(config.show, len(prompts)))]
     engine.release()
-    pages = [
-        collect(
-            Engine(model, compile="off"), beside, None, scorer, tokenizer, shown, sampling,
-            config.seed, ranks,
-        )
-        for model in (reference, policy)
-    ]  # fmt: skip
-    run.samples("before-and-after", before_and_after(*pages))
     if ranks.main:
         save_model(policy, tokenizer, run.model)
         if value is not None:
             save_model(value, tokenizer, run.path / "value")
+    shown = [prompts[i] for i in range(min(config.show, len(prompts)))]
+    with present(beside, ranks.device) as frozen_model:
+        pages = [
+            collect(
+                Engine(model, compile="off"), frozen_model, None, scorer, tokenizer, shown,
+                sampling, config.seed, ranks,
+            )
+            for model in (frozen_model, policy)
+        ]  # fmt: skip
+    run.samples("before-and-after", before_and_after(*pages))
+    if ranks.main:
         run.finish(summary)
 
 

@@ -23,7 +23,7 @@ from tercet.records import (
     read_records,
     write_records,
 )
-from tercet.rollout.engine import generate
+from tercet.rollout.engine import Engine
 from tercet.rundir import RunDir, progress
 
 
@@ -103,6 +103,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             if not missing:
                 break
             for policy in range(len(policies)):
+                engine = Engine(policies[policy])
                 for temperature in sorted(set(config.temperatures)):
                     part = [
                         s for s in missing if (s.policy, s.temperature) == (policy, temperature)
@@ -111,7 +112,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                     seed += int(1000 * temperature)
                     step = ranks.size if attempt == 0 else 0
                     draw(
-                        part, policies[policy], tokenizers[policy], encoded[policy], mine, seed,
+                        part, engine, tokenizers[policy], encoded[policy], mine, seed,
                         config, lambda step=step: bar.advance(step),
                     )  # fmt: skip
 
@@ -172,7 +173,7 @@ def plan(prompts: list[Prompt], config: Config, policies: int) -> list[Slot]:
 
 
 def draw(
-    slots: list[Slot], model: Any, tokenizer: Any, encoded: list[list[int]],
+    slots: list[Slot], engine: Engine, tokenizer: Any, encoded: list[list[int]],
     prompts: list[Prompt], seed: int, config: Config, on_finish: Callable[[], None],
 ) -> None:  # fmt: skip
     """Fill `slots`, all of one policy and temperature, with new replies."""
@@ -182,9 +183,8 @@ def draw(
     for slot in slots:
         wanted.setdefault(slot.prompt, []).append(slot)
     order = list(wanted)
-    with precision_context(model.device, config.precision):
-        rollouts = generate(
-            model,
+    with precision_context(engine.device, config.precision):
+        rollouts = engine.generate(
             [encoded[i] for i in order],
             samples=[len(wanted[i]) for i in order],
             max_new_tokens=config.max_new_tokens,
