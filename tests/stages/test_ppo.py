@@ -123,6 +123,26 @@ def test_dropout_in_the_configuration_has_no_effect(config, toy, tmp_path):
     assert same(weights(results[0].model), weights(results[1].model))
 
 
+@pytest.mark.parametrize("changes", [{"offload": True}, {"checkpoint_activations": True}])
+def test_memory_options_do_not_change_the_policy(config, tmp_path, changes):
+    """bf16, so that the frozen models are halved; offloaded ones also make the last sample page."""
+    plain = replace(config, precision="bf16")
+    runs = [
+        stage(main, options, tmp_path / name)
+        for name, options in (("plain", plain), ("saving", replace(plain, **changes)))
+    ]
+    assert same(weights(runs[0].model), weights(runs[1].model))
+    pages = [(run.path / "samples" / "before-and-after.txt").read_text() for run in runs]
+    assert pages[0] == pages[1]
+
+
+def test_phases_are_timed_and_filler_is_logged(config, tmp_path):
+    rows = stage(main, config, tmp_path / "run").metrics()
+    for row in rows:
+        assert all(row[f"seconds/{phase}"] > 0 for phase in ("rollout", "score", "update"))
+        assert 0 <= row["filler"] < 1
+
+
 def test_a_changed_reference_stops_the_run(config, tmp_path, monkeypatch):
     """I40."""
     measure = ppo.measure
