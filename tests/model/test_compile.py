@@ -25,6 +25,7 @@ from tercet.model.load import (
     save_model,
 )
 from tercet.model.tree import Document, TokenTree, logprobs, pack, scalars
+from tercet.records import InputError
 from tests.model.architectures import ARCHITECTURES, CONFIGS, saved
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # by dynamo
@@ -181,3 +182,10 @@ def test_too_many_graphs_are_an_error(tmp_path: Path) -> None:
         logprobs(model, tree(1))
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
             logprobs(model, tree(1, 256))
+
+
+def test_the_default_compiler_is_refused_on_a_cpu(tmp_path: Path) -> None:
+    model = load_policy(saved("llama", tmp_path))
+    with pytest.raises(InputError, match='compile = "on" needs a GPU'):
+        compile_layers(model, "on")
+    assert not compile_layers(model, "auto")
