@@ -15,9 +15,11 @@ STAMP := .venv/installed
 demo: $(STAMP)
 	$(BIN)/tercet run recipes/demo.toml $(if $(SEED),--seed $(SEED))
 
+# Browser tests apart, for Playwright keeps an event loop running; times alone, on a machine at rest.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu" --ignore tests/browser
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/browser  # Playwright keeps an event loop running
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not timing" tests/browser
+	$(BIN)/python -m pytest -m timing tests/browser
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

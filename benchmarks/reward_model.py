@@ -120,7 +120,8 @@ def tercet(options: argparse.Namespace) -> Iterator[Row]:
     optimizer = adam(model.parameters(), 1e-5)
     guard, ranks, config = StepGuard(), Ranks(device=where), stage_config(options)
     data = examples(options.prompts, options)
-    budget = fitted_budget([[ids for _, ids in data]], config.token_budget, ranks)
+    trees = [tree for _, tree in data]
+    budget = fitted_budget([trees], config.token_budget, max(map(len, trees)), ranks)
     config = replace(config, token_budget=budget)
     model.train()
 

@@ -83,7 +83,8 @@ def tercet(options: argparse.Namespace) -> Iterator[Row]:
     optimizer, guard, ranks = adam(model.parameters(), 1e-5), StepGuard(), Ranks(device=where)
     batches = documents(options, 2 * options.repeats)
     first = ([Document(ids, [], prompt_weight=1.0) for ids in batch] for batch in batches[:4])
-    budget = fitted_budget(first, options.token_budget, ranks)
+    longest = max(len(ids) for batch in batches for ids in batch)
+    budget = fitted_budget(first, options.token_budget, longest, ranks)
     model.train()
 
     def step(ids: list[list[int]]) -> None:

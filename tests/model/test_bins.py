@@ -107,6 +107,12 @@ def test_small_steps_get_rows_that_they_fill() -> None:
     assert len(rows) <= 2 * len(steps)
 
 
+def test_the_longest_document_of_a_run_fits() -> None:
+    assert row_length([[100] * 12], 2048) == 1280
+    assert row_length([[100] * 12], 2048, longest=1500) >= 1500
+    assert row_length([[100] * 12], 2048, longest=5000) == 2048
+
+
 def test_without_documents_the_budget_stays() -> None:
     assert row_length([[]], 16384) == 16384
     assert row_length([], 1000) == 896

@@ -1,5 +1,6 @@
 """The language-model head in chunks, against plain log-softmax in float64."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from tercet.model import head
 from tercet.model.head import head_logprobs
-from tercet.model.load import load_policy
+from tercet.model.load import checkpoint_activations, load_policy
 from tercet.model.tree import Document, logprobs, pack
 from tests.model.architectures import saved
 
@@ -60,6 +61,29 @@ def test_chunked_head_equals_plain_log_softmax(
     theirs = torch.autograd.grad((torch.stack(expected) * weights).sum(), inputs)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.parametrize(("recomputes", "products"), [(False, 3), (True, 6)])
+def test_logits_are_computed_again_only_where_layers_are(
+    recomputes: bool, products: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three chunks forward; with recomputed layers three more in the backward pass."""
+    policy = load_policy(saved("llama", tmp_path))
+    if recomputes:
+        checkpoint_activations(policy)
+    words = policy.config.vocab_size
+    monkeypatch.setattr(head, "CPU", head.Sizes(0, 128 * words, 10**9))
+    linear, seen = nn.functional.linear, []
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if len(weight) == words:
+            seen.append(len(x))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(head.nn.functional, "linear", counted)
+    tree = pack([Document([1], [[5] * 300])], rows="gpu")
+    logprobs(policy, tree).sum().backward()
+    assert len(seen) == products and max(seen) == 128
 
 
 def test_a_frozen_head_still_passes_gradients_to_the_backbone(

@@ -8,9 +8,17 @@ import torch
 
 from tercet.model.optim import EMA, StepGuard, adam
 from tercet.model.shard import Ranks
-from tercet.model.train import batch_indices, target_count, window_documents
+from tercet.model.train import target_count, window_documents
 from tercet.rollout import update as update_room
-from tercet.rollout.update import packed, policy_gradient, ptx_gradient, update, value_gradient
+from tercet.rollout.update import (
+    fitted,
+    minibatches,
+    packed,
+    policy_gradient,
+    ptx_gradient,
+    update,
+    value_gradient,
+)
 from tests.model.architectures import saved
 from tests.stages.ppo_parts import batch, config, models
 from tests.toy import distance, gradients
@@ -348,8 +356,19 @@ def test_the_average_follows_every_step(policy, value, rollout, monkeypatch):
 def test_minibatches_differ_between_iterations():
     """Each iteration has its own permutation of the prompts."""
     orders = [
-        [i for step in range(2) for i in batch_indices(4, 2, 2 * iteration + step, seed=17)]
+        [i for _, chosen in minibatches(4, iteration, 0, config()) for i in chosen]
         for iteration in range(6)
     ]
     assert all(sorted(order) == ALL for order in orders)
     assert len({tuple(order) for order in orders}) > 1
+
+
+def test_packs_suit_the_minibatches_of_the_first_rollouts():
+    """On a GPU. Four replies of 200 after prompts of 100 fill 1,200 of 1,280 tokens, not 2,048."""
+    asked = [("", [5] * 100, i) for i in range(8)]
+    rolled = [([[7] * 200], [[0.0] * 200], [True]) for _ in asked]
+    options = config(rollout_batch=8, minibatch=4, samples=1, token_budget=2048)
+    gpu = Ranks(device=torch.device("cuda"))
+    assert fitted(asked, rolled, 300, options, gpu) == 1280
+    assert fitted(asked, rolled, 1500, options, gpu) >= 1500
+    assert fitted(asked, rolled, 300, options, RANKS) == 2048

@@ -48,14 +48,16 @@ def row_lengths(limit: int) -> tuple[int, int, int]:
     return whole, round_up(whole // 2, GPU_BLOCK), round_up(whole // 4, GPU_BLOCK)
 
 
-def row_length(steps: Iterable[Sequence[int]], token_budget: int) -> int:
+def row_length(steps: Iterable[Sequence[int]], token_budget: int, longest: int = 0) -> int:
     """The L for a whole run, at most `token_budget`, by the document lengths of some of its steps.
 
     Nine documents of 1,664 tokens fill a row of 14,976; a row of 16,384 would hold no tenth.
+    `longest` is the longest document of any step: it has to fit too, or it would be a row of a
+    length of its own.
     """
     steps = _enough([step for step in steps if step])
     most = max(GPU_BLOCK, token_budget // GPU_BLOCK * GPU_BLOCK)
-    least = max(most // 4, *(max(step) for step in steps), GPU_BLOCK) if steps else most
+    least = max(most // 4, longest, *(max(step) for step in steps), GPU_BLOCK) if steps else most
 
     def cost(limit: int) -> int:
         rows = [sum(step[i] for i in group) for step in steps for group in _gpu(step, limit)]

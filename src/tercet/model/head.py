@@ -25,7 +25,7 @@ class Sizes(NamedTuple):
     chunk: int
     """elements of a chunk at most"""
     kept: int
-    """bytes of logits, in the head's type, up to which the backward pass need not repeat them"""
+    """bytes of logits, in the head's type, up to which the backward pass need not recompute them"""
 
 
 CPU = Sizes(whole=2**22, chunk=2**27, kept=0)
@@ -92,8 +92,9 @@ def head_logprobs(
         if hidden_MD.shape[0] * head.weight.shape[0] <= sizes(hidden_MD.device).whole:
             raw_MV = nn.functional.linear(*operands)
             return _reduced(raw_MV, target_M, steps, entropy)[:2]
-        differentiate = torch.is_grad_enabled()
-        logp_M, entropy_M = _ChunkedHead.apply(*operands, target_M, steps, entropy, differentiate)
+        # Who recomputes layers to save memory recomputes logits too.
+        keep = torch.is_grad_enabled() and not getattr(model, "recomputes", False)
+        logp_M, entropy_M = _ChunkedHead.apply(*operands, target_M, steps, entropy, keep)
     return logp_M, entropy_M if entropy else None
 
 
@@ -173,14 +174,14 @@ class _ChunkedHead(torch.autograd.Function):
         target_M: Tensor,
         steps: Transform,
         entropy: bool,
-        differentiate: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
         vocabulary = weight_VD.shape[0]
         size = sizes(hidden_MD.device)
         ctx.chunk = _chunk(hidden_MD.shape[0], max(1, size.chunk // vocabulary))
         ctx.steps, ctx.entropy = steps, entropy
         all_bytes = hidden_MD.shape[0] * vocabulary * weight_VD.element_size()
-        keep = differentiate and all_bytes <= size.kept
+        keep = keep and all_bytes <= size.kept
         parts: list[Any] = []
         kept: list[Tensor] = []
         for hidden_CD, target_C in zip(

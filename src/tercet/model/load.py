@@ -249,7 +249,7 @@ def save_model(
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Recompute each layer in the backward pass instead of keeping its activations.
+    """Recompute each layer, and the logits, in the backward pass instead of keeping them.
 
     In eval mode too, in which PPO trains: the layers themselves count as training from now on, and
     what they are made of (dropout) does not.
@@ -257,6 +257,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     inner = unwrap(model)
     enable = getattr(inner, "activation_checkpointing_enable", None)  # its name before 5.2x follows
     (enable or inner.gradient_checkpointing_enable)()
+    inner.recomputes = True  # read by the head
     for layer in decoder_layers(model):
         layer.training = True
 

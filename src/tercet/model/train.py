@@ -79,15 +79,19 @@ def trees(documents: Sequence[Document], token_budget: int, device: torch.device
     ]
 
 
-def fitted_budget(steps: Iterable[Sequence[Document]], token_budget: int, ranks: Ranks) -> int:
+def fitted_budget(
+    steps: Iterable[Sequence[Document]], token_budget: int, longest: int, ranks: Ranks
+) -> int:
     """The token budget, at most the given one, with which steps like these leave little filler.
 
-    Call it once a run: another budget is another length of packs, which is compiled again. On the
-    CPU, where lengths do not matter, the given one.
+    `longest` is the number of tokens of the longest document that a step may have. Call it once a
+    run: another budget is another length of packs, which is compiled again. On the CPU, where
+    lengths do not matter, the given one.
     """
     if ranks.device.type == "cpu":
         return token_budget
-    return row_length(([len(d) for d in step[:: ranks.size]] for step in steps), token_budget)
+    mine = ([len(d) for d in step[:: ranks.size]] for step in steps)
+    return row_length(mine, token_budget, longest)
 
 
 def filler(packed: Packed) -> float:

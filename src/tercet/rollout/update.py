@@ -18,6 +18,7 @@ from tercet.model.train import (
     Packed,
     batch_indices,
     filler,
+    fitted_budget,
     nll_backward,
     precision_context,
     target_count,
@@ -25,7 +26,7 @@ from tercet.model.train import (
 )
 from tercet.model.tree import Document, logprobs, scalars
 from tercet.objectives import policy_loss, reinforce_loss, value_loss
-from tercet.rollout.experience import Experience
+from tercet.rollout.experience import Asked, Experience, Rolled
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,10 @@ def update(
     iteration: int, config: Learning, ranks: Ranks,
 ) -> dict[str, float]:  # fmt: skip
     """All inner epochs and minibatches of one iteration; their mean metrics."""
-    per_minibatch = config.minibatch // config.samples
-    minibatches = len(batch.groups) // per_minibatch
     train_policy = iteration >= config.value_warmup
     log: list[dict[str, float]] = []
     for epoch in range(config.inner_epochs):
-        for step in range(minibatches):
-            draw = (iteration * config.inner_epochs + epoch) * minibatches + step
-            chosen = batch_indices(len(batch.groups), per_minibatch, draw, config.seed + 17)
+        for draw, chosen in minibatches(len(batch.groups), iteration, epoch, config):
             total = int(sum(batch.mask_BT[batch.episodes[i]].sum() for i in chosen))
             if total == 0:
                 continue
@@ -99,6 +96,36 @@ def update(
         if optimizer is not None:
             optimizer.zero_grad()
     return merge_rows(log, guards)
+
+
+def fitted(
+    mine: Sequence[Asked], rolled: Sequence[Rolled], longest: int, config: Learning, ranks: Ranks
+) -> int:
+    """The token budget that suits a run, at most the given one, by my first rollouts.
+
+    `longest` is the number of tokens that a prompt with its replies may have. Scores see the whole
+    batch, updates its minibatches.
+    """
+    documents = ranks.gather(
+        [Document(ids, replies) for (_, ids, _), (replies, _, _) in zip(mine, rolled, strict=True)]
+    )
+    updates = [
+        [documents[i] for i in chosen] for _, chosen in minibatches(len(documents), 0, 0, config)
+    ]
+    return fitted_budget([*updates, documents], config.token_budget, longest, ranks)
+
+
+def minibatches(
+    prompts: int, iteration: int, epoch: int, config: Learning
+) -> list[tuple[int, list[int]]]:
+    """(number in the run, its prompts) of the minibatches of one inner epoch."""
+    size = config.minibatch // config.samples
+    count = prompts // size
+    first = (iteration * config.inner_epochs + epoch) * count
+    return [
+        (draw, batch_indices(prompts, size, draw, config.seed + 17))
+        for draw in range(first, first + count)
+    ]
 
 
 def merge_rows(log: list[dict[str, float]], guards: dict[str, StepGuard]) -> dict[str, float]:

@@ -6,7 +6,7 @@ Legend: B episodes of an iteration, T reply tokens, N valid tokens of a minibatc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +32,7 @@ from tercet.model.load import (
 )
 from tercet.model.optim import EMA, StepGuard, adam, linear, set_lr, warmup
 from tercet.model.shard import Ranks
-from tercet.model.train import (
-    batch_indices,
-    held_out_nll,
-    read_windows,
-)
+from tercet.model.train import batch_indices, held_out_nll, read_windows
 from tercet.objectives import AdaptiveKL
 from tercet.records import InputError, Prompt, RunFailed, about, prompt_text, read_records
 from tercet.rollout.engine import Engine
@@ -52,7 +48,7 @@ from tercet.rollout.experience import (
 from tercet.rollout.monitor import alarms, summarise
 from tercet.rollout.phases import Phases, Room
 from tercet.rollout.show import Table, before_and_after, sample_page
-from tercet.rollout.update import Learning, update
+from tercet.rollout.update import Learning, fitted, update
 from tercet.rundir import RunDir, progress
 from tercet.world import World
 
@@ -256,7 +252,8 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
 
     prompts, dropped = training_prompts(config, tokenizer)
     # A reply that stop_text ended gets an EOS before it is scored.
-    longest = max(len(ids) for _, ids, _ in prompts) + config.max_new_tokens
+    longest_prompt = max(len(ids) for _, ids, _ in prompts)
+    longest = longest_prompt + config.max_new_tokens
     check_context(policy, longest)
     if same_tokenizer:
         check_context(reward, longest + bool(config.stop_text))
@@ -295,8 +292,6 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         config.truncate_after, config.slots, config.token_budget, config.precision,
     )  # fmt: skip
     learning = Learning(**{f.name: getattr(config, f.name) for f in fields(Learning)})
-    loss_of = partial(held_out_nll, token_budget=config.token_budget, precision=config.precision)
-    before = loss_of(reference, held_out, ranks) if held_out else None
     scorer = Scorer(Parked(reward) if config.offload else reward, reward_tokenizer, same_tokenizer)
     beside = Parked(reference) if config.offload else reference
     engine = Engine(policy, length=longest, compile=config.compile)
@@ -307,9 +302,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         Checkpoints(run.checkpoints, ranks, run.fingerprint, config.iterations) as checkpoints,
         progress(config.iterations, run.path.name, "iteration", show=ranks.main) as bar,
     ):
-        start, beta = 0, config.beta
+        start, beta, budget = 0, config.beta, config.token_budget
         if state := checkpoints.load():
-            start, beta = state["step"], state["beta"]
+            start, beta, budget = state["step"], state["beta"], state["token_budget"]
             policy.load_state_dict(state["policy"])
             policy_optimizer.load_state_dict(state["policy_optimizer"])
             if value is not None and value_optimizer is not None:
@@ -321,6 +316,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 controller.beta = beta
             for name, guard in guards.items():
                 guard.skipped, guard.in_a_row = state["guards"][name]
+        sampling, learning = packing(sampling, learning, budget)
         run.rewind(start - 1)
         bar.resume(start)
         history = [
@@ -337,6 +333,10 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             with phases("rollout"):
                 rolled = roll_out(engine, mine, sampling, config.seed + 100_003 * iteration)
             room.make()
+            if iteration == 0:
+                most = longest_prompt + config.samples * config.max_new_tokens
+                budget = fitted(mine, rolled, most, learning, ranks)
+                sampling, learning = packing(sampling, learning, budget)
             with phases("score"):
                 groups = measure(
                     policy, beside, value, scorer, tokenizer, mine, rolled, sampling, ranks
@@ -399,13 +399,14 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             bar.advance(1, score=metrics["score"], kl=metrics["kl"])
             checkpoints.offer(
                 iteration + 1,
-                lambda beta=beta: {
+                lambda beta=beta, budget=budget: {
                     "policy": policy.state_dict(),
                     "policy_optimizer": policy_optimizer.state_dict(),
                     "value": value.state_dict() if value is not None else None,
                     "value_optimizer": value_optimizer.state_dict() if value_optimizer else None,
                     "ema": ema.state_dict() if ema is not None else None,
                     "beta": beta,
+                    "token_budget": budget,
                     "guards": {name: (g.skipped, g.in_a_row) for name, g in guards.items()},
                 },
             )
@@ -424,9 +425,6 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         "skipped_steps": {name: guard.skipped for name, guard in guards.items()},
         "last": history[-1] if history else {},
     }
-    if held_out:
-        after = loss_of(policy, held_out, ranks)
-        summary |= {"held_out_nll_before": before, "held_out_nll": after}
     engine.release()
     if ranks.main:
         save_model(policy, tokenizer, run.model)
@@ -434,6 +432,12 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             save_model(value, tokenizer, run.path / "value")
     shown = [prompts[i] for i in range(min(config.show, len(prompts)))]
     with present(beside, ranks.device) as frozen_model:
+        if held_out:
+            loss_of = partial(held_out_nll, token_budget=budget, precision=config.precision)
+            summary |= {
+                "held_out_nll_before": loss_of(frozen_model, held_out, ranks),
+                "held_out_nll": loss_of(policy, held_out, ranks),
+            }
         pages = [
             collect(
                 Engine(model, compile="off"), frozen_model, None, scorer, tokenizer, shown,
@@ -444,6 +448,11 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     run.samples("before-and-after", before_and_after(*pages))
     if ranks.main:
         run.finish(summary)
+
+
+def packing(sampling: Sampling, learning: Learning, budget: int) -> tuple[Sampling, Learning]:
+    """The same options with packs of `budget` tokens."""
+    return replace(sampling, token_budget=budget), replace(learning, token_budget=budget)
 
 
 def value_model(config: Config, ranks: Ranks, same_tokenizer: bool) -> Any | None:

@@ -122,7 +122,8 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         places = batch_indices(len(documents), config.batch, step, config.seed)
         return [documents[i] for i in places]
 
-    budget = fitted_budget(map(taken, range(min(steps, 4))), config.token_budget, ranks)
+    first = map(taken, range(min(steps, 4)))
+    budget = fitted_budget(first, config.token_budget, max(map(len, documents)), ranks)
     config = replace(config, token_budget=budget)
     if config.checkpoint_activations:
         checkpoint_activations(model)

@@ -145,7 +145,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     ]
     plan = [batch for epoch in epochs for batch in epoch]
     first = ([elements[i][1] for i in batch] for batch in plan[:4])
-    config = replace(config, token_budget=fitted_budget(first, config.token_budget, ranks))
+    most = max(len(d) for _, d in elements)
+    budget = fitted_budget(first, config.token_budget, most, ranks)
+    config = replace(config, token_budget=budget)
     optimizer = adam(
         [p for p in model.parameters() if p.requires_grad],
         config.lr,

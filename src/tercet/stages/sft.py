@@ -146,7 +146,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             batch += [web[i] for i in batch_indices(len(web), mixed, step, config.seed + 1)]
         return batch
 
-    budget = fitted_budget(map(taken, range(min(steps, 4))), config.token_budget, ranks)
+    longest = max(map(len, train + web))
+    first = map(taken, range(min(steps, 4)))
+    budget = fitted_budget(first, config.token_budget, longest, ranks)
     config = replace(config, token_budget=budget)
 
     model.train()
