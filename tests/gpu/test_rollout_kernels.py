@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tercet.model.load import load_policy
 from tercet.rollout import Engine, Rollout, operators
+from tercet.rollout import engine as engines
 from tercet.rollout.operators import choose_token, copy_tokens, slot_attention
 from tercet.rollout.sampling import choose
 from tests.model.architectures import VOCABULARY, saved
@@ -129,7 +130,7 @@ def uniform(rows: int, seed: int) -> Tensor:
 def test_a_chosen_token_is_that_of_the_cpu(
     vocabulary: int, temperature: float, dtype: torch.dtype
 ) -> None:
-    """float32 sums may round to the other side of an edge, once in 1,000 draws at most."""
+    """float32 sums may round to the other side of an edge: once in some hundred draws at most."""
     rows = 1000
     logits = normal(rows, vocabulary, dtype=dtype) * 3
     logits[: rows // 4, : vocabulary // 2] = -math.inf
@@ -141,7 +142,7 @@ def test_a_chosen_token_is_that_of_the_cpu(
     expected, expected_logprob = choose(logits.cpu(), draws.cpu(), temperature)
     token, logprob = token.cpu(), logprob.cpu()
     inner = torch.arange(rows) % 50 != 1
-    assert (token != expected)[inner].sum() <= rows // 1000
+    assert (token != expected)[inner].sum() <= rows // 200
     same = token == expected
     torch.testing.assert_close(logprob[same], expected_logprob[same], atol=1e-4, rtol=1e-4)
     # At 1 - 2^-53 what float32 can tell apart decides: a token that may come, near the end.
@@ -167,13 +168,14 @@ def test_logits_may_be_rows_of_a_larger_tensor() -> None:
     whole = choose_token(logits[:, :4000].contiguous(), draws, 1.0)
     part = choose_token(logits[:, :4000], draws, 1.0)
     assert torch.equal(part[0], whole[0])
-    assert torch.equal(part[1], whole[1])
+    torch.testing.assert_close(part[1], whole[1])  # sums in another order
 
 
-def test_nan_logits_give_a_nan_logprob() -> None:
-    """By which the engine finds a diverged model."""
+@pytest.mark.parametrize("where", [slice(None), slice(0, 1), slice(4999, 5000)])
+def test_nan_logits_give_a_nan_logprob(where: slice) -> None:
+    """By which the engine finds a diverged model, wherever in the row it shows."""
     logits = normal(3, 5000)
-    logits[1] = math.nan
+    logits[1, where] = math.nan
     _, logprob = choose_token(logits, uniform(3, seed=1), 1.0)
     assert logprob.isnan().tolist() == [False, True, False]
 
@@ -230,6 +232,7 @@ def graphs(engine: Engine) -> int:
 
 
 def test_a_compiled_engine_has_the_tokens_of_a_plain_one(folder: Path) -> None:
+    """In float32 the bookkeeping is compiled; layers are where there is a copy."""
     model = llama(folder)
     found = [
         Engine(model, compile=when).generate(PROMPTS, greedy=True, **OPTIONS)
@@ -263,6 +266,26 @@ def test_graphs_are_captured_once_and_the_capture_disturbs_nothing(
     assert tokens(second) == tokens(first)
     engine.generate(PROMPTS, seed=5, temperature=0.5, **OPTIONS)
     assert graphs(engine) > captured
+
+
+def test_a_step_that_waits_for_the_gpu_runs_without_graphs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = llama(folder)
+    expected = Engine(model, compile="off").generate(PROMPTS, greedy=True, **OPTIONS)
+
+    def waiting(logits: Tensor, *arguments: Any, **options: Any) -> Any:
+        logits.sum().item()
+        return choose(logits, *arguments, **options)
+
+    monkeypatch.setattr(engines, "choose", waiting)
+    engine = Engine(model, compile="off")
+    with pytest.warns(UserWarning, match="waits for the GPU"):
+        found = engine.generate(PROMPTS, greedy=True, **OPTIONS)
+    assert graphs(engine) == 0
+    assert tokens(found) == tokens(expected)
+    engine.release()  # the allocator still works
+    assert tokens(engine.generate(PROMPTS, greedy=True, **OPTIONS)) == tokens(expected)
 
 
 def test_a_released_engine_captures_anew_and_gives_the_same_tokens(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The copy that rollouts run on computes what the policy computes under autocast."""
 
+import weakref
 from collections.abc import Iterator
 from functools import cache, partialmethod
 from itertools import pairwise
@@ -142,6 +143,14 @@ def test_a_stack_holds_its_product_no_longer_than_its_layers(folder: Path) -> No
     stacks = [module.stack for module in copied.model.modules() if hasattr(module, "stack")]
     assert len(stacks) == 2 * 5
     assert all(stack.output is None for stack in stacks)
+
+
+def test_a_copy_ends_with_its_last_reference(folder: Path) -> None:
+    """Not with the next collection of garbage: it is as large as the policy."""
+    copied = InferenceCopy(policy("llama", folder), BF16)
+    weight = weakref.ref(copied._pairs[0][0])
+    del copied
+    assert weight() is None
 
 
 def test_a_tied_head_has_a_weight_of_its_own(folder: Path) -> None:

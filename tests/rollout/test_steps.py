@@ -1,6 +1,7 @@
 """Steps and their graphs, the cache of slots, and what an engine keeps from call to call."""
 
 import copy
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import DynamicCache
 from tercet.model.load import load_policy
 from tercet.records import RunFailed
 from tercet.rollout import Engine, Rollout, generate
+from tercet.rollout import engine as engines
 from tercet.rollout.cache import Layers, SlotCache, attention_layers, read_prompts, stored_length
 from tercet.rollout.engine import _affordable
 from tercet.rollout.graphs import WARM_UP, Steps
@@ -86,7 +88,27 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: streams)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "graph", capture)
+    mode: list[Any] = [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: mode[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
     return pools
+
+
+@pytest.mark.parametrize("at", range(WARM_UP + 2))
+def test_a_failed_step_before_a_capture_is_an_error(fake_cuda: list[Any], at: int) -> None:
+    found, fake = steps(16, captured=True)
+    runs: list[int] = []
+
+    def step(rows: int, choice: Any, span: Any) -> None:
+        runs.append(rows)
+        if len(runs) > at:
+            raise torch.OutOfMemoryError("no memory")
+
+    found._step = step
+    with pytest.raises(torch.OutOfMemoryError):
+        found.run(2, 12, "greedy", (4, 9))
+    assert not fake._idle and found.captured and not found._graphs
+    assert torch.cuda.get_sync_debug_mode() == 0
 
 
 def test_without_graphs_a_step_has_the_live_rows() -> None:
@@ -126,8 +148,8 @@ def test_a_graph_is_captured_once_for_rows_and_choice(fake_cuda: list[Any]) -> N
     found.run(5, 16, "greedy", (0, 3))
     found.run(2, 16, "greedy", (5, 8))
     # What is captured must not hang on a span, and runs while no slot is live.
-    assert fake.steps == [(16, "greedy", None)] * (WARM_UP + 1)
-    assert fake.idle_steps == WARM_UP + 1
+    assert fake.steps == [(16, "greedy", None)] * (WARM_UP + 2)  # one looks for waits
+    assert fake.idle_steps == WARM_UP + 2
     (graph,) = found._graphs.values()
     assert graph.replays == 7  # type: ignore[attr-defined]
     found.run(1, 8, "greedy", (0, 3))
@@ -137,23 +159,22 @@ def test_a_graph_is_captured_once_for_rows_and_choice(fake_cuda: list[Any]) -> N
     assert not fake._idle
 
 
-def test_a_model_that_cannot_be_captured_is_run_step_by_step(fake_cuda: list[Any]) -> None:
+def test_a_model_that_waits_for_the_device_is_run_step_by_step(fake_cuda: list[Any]) -> None:
     found, fake = steps(16, captured=True)
     plain = fake.step
-    runs: list[int] = []
 
     def step(rows: int, choice: Any, span: Any) -> None:
-        if span is None:
-            runs.append(rows)
-            if len(runs) <= WARM_UP:
-                return
-            raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
-        plain(rows, choice, span)
+        if torch.cuda.get_sync_debug_mode() == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        if span is not None:
+            plain(rows, choice, span)
 
     found._step = step
-    with pytest.warns(UserWarning, match="cannot be captured.*: operation not permitted when"):
+    with pytest.warns(UserWarning, match="decode step waits for the GPU"):
         found.run(2, 12, "greedy", (4, 9))
     assert fake.steps == [(12, "greedy", (4, 9)), (12, "greedy", (5, 10))]
+    assert fake_cuda == []  # no capture was begun
+    assert torch.cuda.get_sync_debug_mode() == 0
     assert not fake._idle
     assert not found.captured
     found.run(1, found.rows(3), "greedy", (6, 11))  # no second attempt, no second warning
@@ -181,6 +202,35 @@ def test_a_prompt_in_its_slot_has_the_keys_and_values_of_transformers(
         assert not cache.storage[:, :, slot, :, len(prompt) :].any()
     assert not cache.storage[:, :, [1, 3]].any()
     assert not any(hasattr(module, "read_key") for module in model.modules())
+
+
+def test_prompts_are_let_go_once_they_lie_in_slots(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a pack is read, at most the one before it is still there."""
+    packs: list[Any] = []
+    alive: list[int] = []
+
+    def read(*arguments: Any) -> Any:
+        alive.append(sum(pack() is not None for pack in packs))
+        found = read_prompts(*arguments)
+        packs.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(engines, "read_prompts", read)
+    monkeypatch.setitem(engines.READ_TOKENS, "cpu", 32)
+    generate(llama, [[5] * 9] * 32, samples=2, max_new_tokens=3, stop_ids=[], slots=64)
+    assert len(packs) == 8 and max(alive) == 1
+    generate(llama, [[5] * 9] * 32, samples=2, max_new_tokens=3, stop_ids=[], slots=3)
+    assert max(alive) == 1
+    assert not any(pack() for pack in packs)
+
+
+def test_a_policy_cannot_sample_twice_at_once(llama: Any) -> None:
+    engine = Engine(llama)
+    with pytest.raises(AssertionError, match="sampling already"):
+        engine.generate(PROMPTS, on_finish=lambda _: engine.generate(PROMPTS, **OPTIONS), **OPTIONS)
+    assert len(engine.generate(PROMPTS, **OPTIONS)) == len(PROMPTS)
 
 
 def layers_of(count: int = 2) -> Layers:
@@ -250,7 +300,7 @@ def test_storage_is_kept_between_calls(llama: Any) -> None:
     engine = Engine(llama, length=20)
     first = engine.generate(PROMPTS, **OPTIONS)
     storage = engine._storage
-    assert storage is not None and storage.cache.length == 21  # one more for ended slots
+    assert storage is not None and storage.cache.length == 20
     assert engine.generate(PROMPTS, **OPTIONS) == first
     engine.generate(PROMPTS[:2], max_new_tokens=2, stop_ids=[], slots=1)
     engine.generate([[5] * 14], **OPTIONS)
@@ -261,8 +311,8 @@ def test_storage_is_kept_between_calls(llama: Any) -> None:
     ("prompts", "changes", "length", "new_tokens", "slots"),
     [
         ([[5] * 21], {}, 27, 6, 3),  # 20 tokens read ahead, 6 and one
-        (PROMPTS, {"max_new_tokens": 9}, 21, 9, 3),
-        (PROMPTS, {"slots": 4}, 21, 6, 4),
+        (PROMPTS, {"max_new_tokens": 9}, 20, 9, 3),
+        (PROMPTS, {"slots": 4}, 20, 6, 4),
     ],
 )
 def test_storage_grows_where_it_must(
@@ -296,8 +346,8 @@ def test_a_released_engine_gives_the_same_tokens(llama: Any) -> None:
     engine = Engine(llama, length=20)
     assert engine.bytes == 0
     first = engine.generate(PROMPTS, **OPTIONS)
-    # 3 slots of 21 tokens, each 2 layers x 2 x 2 heads x 16 x 4 bytes; 7 tokens and log-probs.
-    assert engine.bytes == 3 * 21 * 512 + 3 * 7 * (8 + 4)
+    # 3 slots of 20 positions, each 2 layers x 2 x 2 heads x 16 x 4 bytes; 7 tokens and log-probs.
+    assert engine.bytes == 3 * 20 * 512 + 3 * 7 * (8 + 4)
     engine.release()
     assert engine.bytes == 0
     assert tokens(engine.generate(PROMPTS, **OPTIONS)) == tokens(first)

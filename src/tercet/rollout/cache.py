@@ -124,17 +124,21 @@ def read_prompts(
     start = dict(zip(tree.document.flatten()[place].tolist(), place.tolist(), strict=True))
     tree = tree.to(model.device)
     tree.layout.prepare(model)
-    # Without the head, which an adapter's own base would run over every token.
-    unwrap(model).base_model(
-        input_ids=tree.tokens,
-        position_ids=tree.position,
-        use_cache=False,
-        cache_view=Reader(tree.layout),
-    )
     parts = []
-    for module in layers.modules:
-        parts += [module.read_key, module.read_value]
-        del module.read_key, module.read_value
+    try:
+        # Without the head, which an adapter's own base would run over every token.
+        unwrap(model).base_model(
+            input_ids=tree.tokens,
+            position_ids=tree.position,
+            use_cache=False,
+            cache_view=Reader(tree.layout),
+        )
+        for module in layers.modules:
+            parts += [module.read_key, module.read_value]
+    finally:
+        for module in layers.modules:
+            vars(module).pop("read_key", None)
+            vars(module).pop("read_value", None)
     entries = torch.stack(parts).unflatten(0, (-1, 2))  # type: ignore[arg-type]
     size = np.array(list(map(len, prompts)))
     return Prompts(entries, np.array([start[i] for i in range(len(prompts))]), size)
@@ -161,6 +165,7 @@ class SlotCache:
     def attach(self) -> None:
         """Give every attention module its layer of the storage."""
         for module, storage in zip(self.layers.modules, self.storage, strict=True):
+            assert not hasattr(module, "slots"), "this policy is sampling already"
             module.slots = storage  # type: ignore[assignment]
 
     def detach(self) -> None:

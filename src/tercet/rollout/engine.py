@@ -104,7 +104,8 @@ class Engine:
     ) -> None:
         self.policy = policy
         self.device: torch.device = next(policy.parameters()).device
-        self._longest = self._length = length
+        # A slot's last token is never fed, so it has no position.
+        self._longest = self._length = max(0, length - 1)
         self._new_tokens = 0
         self._compiled = self.device.type == "cuda" and pays(policy, compile)
         self._copy: InferenceCopy | None = None
@@ -342,6 +343,7 @@ class _Run:
                 self.cache.fill(taken, prompts, [reply.place for _, reply in part])
             self.slots.place(taken, [reply.state for _, reply in part])
             self.running |= {slot: (replace(reply, read=None), self.now) for slot, reply in part}
+            del part  # the next group is read before this name is given anew
         self._schedule()
 
     def _schedule(self) -> None:
@@ -389,7 +391,7 @@ def _affordable(
     """
     torch.cuda.empty_cache()
     free = torch.cuda.mem_get_info(device)[0] * SPARE
-    free -= 3 * READ_TOKENS["cuda"] * layers.token_bytes
+    free -= 3 * max(READ_TOKENS["cuda"], length) * layers.token_bytes
     one = stored_length(length + 1, device) * layers.token_bytes + 12 * new_tokens + 8 * vocabulary
     fitting = int(free // one)
     if fitting < 1:

@@ -1,7 +1,7 @@
 """Decode steps as CUDA graphs: one launch a step instead of some hundred.
 
 A graph is captured for a few numbers of rows and replayed as long as the storage that it was
-captured on lives. On a CPU, or where a model cannot be captured, a step is simply run.
+captured on lives. On a CPU, or where a model's step waits for the device, a step is simply run.
 """
 
 from __future__ import annotations
@@ -56,35 +56,48 @@ class Steps:
 
     def _capture(self, rows: int, choice: Any) -> torch.cuda.CUDAGraph | None:
         undo = self._idle()
+        side = torch.cuda.Stream()
         try:
-            side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self._step(rows, choice, None)
-            torch.cuda.current_stream().wait_stream(side)
-            graph = self._captured(rows, choice)
-        finally:
-            undo()
-        if graph is not None:
-            self._pool = self._pool or graph.pool()
-            self._graphs[rows, choice] = graph
-        return graph
-
-    def _captured(self, rows: int, choice: Any) -> torch.cuda.CUDAGraph | None:
-        graph = torch.cuda.CUDAGraph()
-        try:
+            try:
+                with torch.cuda.stream(side):
+                    for _ in range(WARM_UP):
+                        self._step(rows, choice, None)
+                    waits = self._waits(rows, choice)
+            finally:
+                torch.cuda.current_stream().wait_stream(side)
+            if waits:
+                self.captured = False
+                warnings.warn(
+                    "this model's decode step waits for the GPU, which a CUDA graph cannot hold, "
+                    "so rollouts will be several times slower",
+                    stacklevel=2,
+                )
+                return None
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
                 self._step(rows, choice, None)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # A forward that asks the device something, such as how long the longest row is.
-            self.captured = False
-            warnings.warn(
-                "this model's decode step cannot be captured as a CUDA graph, so rollouts will be "
-                f"several times slower: {str(error).splitlines()[0]}",
-                stacklevel=2,
-            )
-            return None
+        finally:
+            undo()
+        self._pool = self._pool or graph.pool()
+        self._graphs[rows, choice] = graph
         return graph
+
+    def _waits(self, rows: int, choice: Any) -> bool:
+        """Whether a step asks the device something, such as how long the longest row is.
+
+        Found out beforehand: up to torch 2.11 a capture that fails leaves the allocator unusable.
+        """
+        before = torch.cuda.get_sync_debug_mode()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls its debug mode a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            self._step(rows, choice, None)
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+            return True
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        return False

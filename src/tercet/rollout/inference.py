@@ -43,6 +43,8 @@ class InferenceCopy:
         base = unwrap(policy)
         own: Iterable[Tensor] = [*base.parameters(), *base.buffers()]
         self.model = copy.deepcopy(base, {id(tensor): tensor for tensor in own}).eval()
+        # A bound method of the model itself: the copy would outlive its last reference.
+        vars(self.model).pop("tree_logprobs", None)
         self._pairs: list[tuple[Tensor, partial[Tensor]]] = []
         for name, source in _linear_layers(base):
             self._pairs += _own_weights(self.model, name, source, dtype)

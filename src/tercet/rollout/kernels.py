@@ -148,7 +148,8 @@ def pick(
     high = tl.max(high_b, 0)
     weight_b = (sum_b * tl.exp(high_b - high)).to(tl.float64)
     cumulative_b = tl.cumsum(weight_b, 0)
-    mass = tl.max(cumulative_b, 0)
+    # max drops NaN, a sum does not.
+    mass = tl.max(cumulative_b, 0) + 0.0 * tl.sum(weight_b, 0)
     target = tl.load(uniform + row) * mass
     inside_b = (cumulative_b > target) & (weight_b > 0)
     last_b = tl.max(tl.where(weight_b > 0, b, 0), 0)

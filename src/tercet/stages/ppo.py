@@ -438,13 +438,16 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 "held_out_nll_before": loss_of(frozen_model, held_out, ranks),
                 "held_out_nll": loss_of(policy, held_out, ranks),
             }
-        pages = [
-            collect(
-                Engine(model, compile="off"), frozen_model, None, scorer, tokenizer, shown,
-                sampling, config.seed, ranks,
-            )
-            for model in (frozen_model, policy)
-        ]  # fmt: skip
+        pages: list[list[Replies]] = []
+        for model in (frozen_model, policy):
+            engine = Engine(model, compile="off")
+            pages.append(
+                collect(
+                    engine, frozen_model, None, scorer, tokenizer, shown, sampling, config.seed,
+                    ranks,
+                )
+            )  # fmt: skip
+            engine.release()
     run.samples("before-and-after", before_and_after(*pages))
     if ranks.main:
         run.finish(summary)

@@ -115,6 +115,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                         part, engine, tokenizers[policy], encoded[policy], mine, seed,
                         config, lambda step=step: bar.advance(step),
                     )  # fmt: skip
+                engine.release()  # the next policy's replies take the memory
 
     keep = unique(slots)
     sets = ranks.gather([candidate_set(p, keep.get(i, []), named) for i, p in enumerate(mine)])
