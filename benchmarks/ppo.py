@@ -28,7 +28,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,13 @@ from benchmarks.measure import (
 )
 from tercet.model import load
 from tercet.model.frozen import halve
-from tercet.model.optim import StepGuard, adam
+from tercet.model.optim import Learner, adam
 from tercet.model.shard import Ranks
 from tercet.rollout import Engine as Rollouts
 from tercet.rollout.experience import Sampling, Scorer, judge_batch, measure, roll_out
 from tercet.rollout.monitor import summarise
 from tercet.rollout.phases import Phases, Room
-from tercet.rollout.update import Learning, update
+from tercet.rollout.update import Learning, fitted, update
 from tercet.stages import ppo
 
 VOCABULARY = 50_304
@@ -97,12 +97,10 @@ def sizes(options: argparse.Namespace) -> Any:
 class Trained:
     """Models and optimizers of a run, and the options of the stage."""
 
-    policy: Any
-    value: Any
+    policy: Learner
+    value: Learner
     reference: Any
     reward: Any
-    optimizers: tuple[Any, Any]
-    guards: dict[str, StepGuard]
     config: ppo.Config
     ranks: Ranks
     tokenizer: Any
@@ -133,13 +131,13 @@ def prepare(work: Workload, options: argparse.Namespace) -> Trained:
         for model in (policy, value):
             load.checkpoint_activations(model)
     engine = Rollouts(policy, length=work.prompt + work.reply, compile=options.compile)
-    optimizers = tuple(
-        adam(model.parameters(), 1e-6, eps=config.adam_eps) for model in (policy, value)
-    )
+    learners = [
+        Learner(model, adam(model.parameters(), 1e-6, eps=config.adam_eps))
+        for model in (policy, value)
+    ]
     return Trained(
-        policy, value, reference, reward, optimizers, {"policy": StepGuard(), "value": StepGuard()},
-        config, Ranks(device=where), models.tokenizer(sizes(options).vocab_size), engine,
-        Room(engine), Phases(where),
+        *learners, reference, reward, config, Ranks(device=where),
+        models.tokenizer(sizes(options).vocab_size), engine, Room(engine), Phases(where),
     )  # fmt: skip
 
 
@@ -157,18 +155,22 @@ def iterate(run: Trained, work: Workload, number: int) -> float | None:
         config.slots, config.token_budget, config.precision,
     )  # fmt: skip
     learning = Learning(**{f.name: getattr(config, f.name) for f in fields(Learning)})
-    ids = work.prompts(run.policy.config.vocab_size, seed=number)
+    ids = work.prompts(run.policy.model.config.vocab_size, seed=number)
     mine = [("", prompt, i) for i, prompt in enumerate(ids)]
     scorer = Scorer(run.reward, run.tokenizer, same_tokenizer=True)
     reset_peak()
     with phases("rollout"):
         rolled = roll_out(run.engine, mine, sampling, number)
     peak = peak_gib()
+    if number == 0:
+        budget = fitted(mine, rolled, work.prompt + work.reply, learning, ranks)
+        sampling, learning = ppo.packing(sampling, learning, budget)
+        run.config = replace(config, token_budget=budget)
     run.room.make()  # resets the peak
     with phases("score"):
         groups = measure(
-            run.policy, run.reference, run.value, scorer, run.tokenizer, mine, rolled, sampling,
-            ranks,
+            run.policy.model, run.reference, run.value.model, scorer, run.tokenizer, mine, rolled,
+            sampling, ranks,
         )  # fmt: skip
     assert all(len(reply) == work.reply for group in groups for reply in group.replies)
     with phases("advantages"):
@@ -182,8 +184,7 @@ def iterate(run: Trained, work: Workload, number: int) -> float | None:
         summarise(batch, config.beta)
     with phases("update"):
         update(
-            run.policy, run.value, *run.optimizers, run.guards, None, batch, [], number, learning,
-            ranks,
+            run.policy, run.value, batch, [], number, learning, ranks,
         )  # fmt: skip
     run.room.remember()
     last = peak_gib()

@@ -53,7 +53,6 @@ EXPERIENCE = "src/tercet/rollout/experience.py"
 SFT = "src/tercet/stages/sft.py"
 RM = "src/tercet/stages/rm.py"
 PPO = "src/tercet/stages/ppo.py"
-STEP = "src/tercet/rollout/update.py"
 LEARN = "src/tercet/rollout/update.py"
 LOOP = "src/tercet/pipeline/loop.py"
 PACKING = "tests/model/test_tree.py"
@@ -75,6 +74,8 @@ COPY = "src/tercet/rollout/inference.py"
 STATE = "src/tercet/rollout/slots.py"
 REPLIES = "src/tercet/rollout/queue.py"
 CACHE = "src/tercet/rollout/cache.py"
+BINS = "src/tercet/model/bins.py"
+HEAD = "src/tercet/model/head.py"
 PHASES = "src/tercet/rollout/phases.py"
 STEPPING = "tests/rollout/test_steps.py"
 COPYING = "tests/rollout/test_inference.py"
@@ -1145,7 +1146,7 @@ MUTATIONS: list[Mutation] = [
         "ptx replaces the policy gradient",
         LEARN,
         "                if ptx:\n",
-        "                if ptx:\n                    policy_optimizer.zero_grad()\n",
+        "                if ptx:\n                    policy.optimizer.zero_grad()\n",
         UPDATE,
     ),
     Mutation(
@@ -1276,15 +1277,15 @@ MUTATIONS: list[Mutation] = [
     ),
     Mutation(
         "the average starts again after a resume",
-        PPO,
-        '                ema.load_state_dict(state["ema"])',
-        "                pass",
+        OPTIM,
+        '            self.ema.load_state_dict(state["ema"])',
+        "            pass",
         INTERRUPTIONS,
     ),
     Mutation(
         "optimizer starts again after a resume",
-        PPO,
-        '            policy_optimizer.load_state_dict(state["policy_optimizer"])\n',
+        OPTIM,
+        '        self.optimizer.load_state_dict(state["optimizer"])\n',
         "",
         INTERRUPTIONS,
     ),
@@ -1643,7 +1644,7 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "memory for prompts read ahead is given to slots",
         ENGINE,
-        '    free -= 3 * READ_TOKENS["cuda"] * layers.token_bytes\n',
+        '    free -= 3 * max(READ_TOKENS["cuda"], length) * layers.token_bytes\n',
         "",
         STEPPING,
     ),
@@ -1653,5 +1654,68 @@ MUTATIONS: list[Mutation] = [
         "torch.cuda.max_memory_allocated(self._engine.device) - self._kept",
         "torch.cuda.max_memory_allocated(self._engine.device)",
         "tests/rollout/test_phases.py",
+    ),
+    Mutation(
+        "packs too short for the longest document of a run",
+        BINS,
+        "least = max(most // 4, longest, ",
+        "least = max(most // 4, ",
+        "tests/model/test_bins.py",
+    ),
+    Mutation(
+        "packs fitted without their longest possible prompt",
+        LEARN,
+        "config.token_budget, longest, ranks)",
+        "config.token_budget, 0, ranks)",
+        UPDATE,
+    ),
+    Mutation(
+        "logits are kept where layers are recomputed",
+        HEAD,
+        ' and not getattr(model, "recomputes", False)',
+        "",
+        "tests/model/test_head.py",
+    ),
+    Mutation(
+        "a step that waits for the device is captured",
+        GRAPHS,
+        "            return True\n",
+        "            return False\n",
+        STEPPING,
+    ),
+    Mutation(
+        "a failed step leaves torch in its debug mode",
+        GRAPHS,
+        "            torch.cuda.set_sync_debug_mode(before)\n",
+        "            pass\n",
+        STEPPING,
+    ),
+    Mutation(
+        "prompts stay until the next are placed",
+        ENGINE,
+        "            del part  # the next group is read before this name is given anew\n",
+        "",
+        STEPPING,
+    ),
+    Mutation(
+        "a copy outlives its last reference",
+        COPY,
+        '        vars(self.model).pop("tree_logprobs", None)\n',
+        "",
+        COPYING,
+    ),
+    Mutation(
+        "a policy samples twice at once",
+        CACHE,
+        '            assert not hasattr(module, "slots"), "this policy is sampling already"\n',
+        "",
+        STEPPING,
+    ),
+    Mutation(
+        "the average follows skipped steps",
+        OPTIM,
+        "if self.guard.step(self.optimizer, loss, norm) and self.ema is not None:",
+        "if self.guard.step(self.optimizer, loss, norm) is not None and self.ema is not None:",
+        UPDATE,
     ),
 ]

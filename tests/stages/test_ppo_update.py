@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tercet.model.optim import EMA, StepGuard, adam
+from tercet.model.optim import EMA, Learner, adam
 from tercet.model.shard import Ranks
 from tercet.model.train import target_count, window_documents
 from tercet.rollout import update as update_room
@@ -280,11 +280,11 @@ def test_a_dropped_episode_adds_nothing(policy, value, rollout):
 
 
 def run_update(policy, value, experience, options, iteration=0, ptx=(), ema=None, lr=1e-3):
-    optimizers = [adam(m.parameters(), lr) for m in (policy, value)]
-    guards = {"policy": StepGuard(), "value": StepGuard()}
-    return update(
-        policy, value, *optimizers, guards, ema, experience, list(ptx), iteration, options, RANKS
+    learners = (
+        Learner(policy, adam(policy.parameters(), lr), ema),
+        Learner(value, adam(value.parameters(), lr)),
     )
+    return update(*learners, experience, list(ptx), iteration, options, RANKS)
 
 
 @pytest.fixture

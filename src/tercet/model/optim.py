@@ -6,7 +6,7 @@ Factors multiply the peak learning rate: `set_lr(optimizer, peak * cosine(step, 
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -176,3 +176,36 @@ class EMA:
     def _copy(source: dict[str, Tensor], target: dict[str, Any]) -> None:
         for name, values in source.items():
             target[name].copy_(values)
+
+
+@dataclass
+class Learner:
+    """A model in training: its optimizer, what guards its steps, the average of its weights.
+
+    `state_dict` holds all that a resumed run needs.
+    """
+
+    model: Any
+    optimizer: Optimizer
+    ema: EMA | None = None
+    guard: StepGuard = field(default_factory=StepGuard)
+
+    def step(self, loss: float | Tensor, norm: float) -> None:
+        """`StepGuard.step`; the average follows each step that was taken."""
+        if self.guard.step(self.optimizer, loss, norm) and self.ema is not None:
+            self.ema.update(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "guard": (self.guard.skipped, self.guard.in_a_row),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.guard.skipped, self.guard.in_a_row = state["guard"]

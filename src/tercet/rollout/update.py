@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tercet.model.optim import EMA, StepGuard, clip_gradients
+from tercet.model.optim import Learner, clip_gradients
 from tercet.model.shard import Ranks
 from tercet.model.train import (
     Packed,
@@ -52,10 +52,14 @@ class Learning:
 
 
 def update(
-    policy: Any, value: Any | None, policy_optimizer: Any, value_optimizer: Any | None,
-    guards: dict[str, StepGuard], ema: EMA | None, batch: Experience, ptx: list[Document],
-    iteration: int, config: Learning, ranks: Ranks,
-) -> dict[str, float]:  # fmt: skip
+    policy: Learner,
+    value: Learner | None,
+    batch: Experience,
+    ptx: list[Document],
+    iteration: int,
+    config: Learning,
+    ranks: Ranks,
+) -> dict[str, float]:
     """All inner epochs and minibatches of one iteration; their mean metrics."""
     train_policy = iteration >= config.value_warmup
     log: list[dict[str, float]] = []
@@ -68,34 +72,40 @@ def update(
             mine = ranks.share(chosen)
             packs = packed(batch, mine, config.token_budget, ranks.device)
             if train_policy:
-                policy_optimizer.zero_grad()
+                policy.optimizer.zero_grad()
                 row |= policy_gradient(
-                    policy, batch, mine, packs, total, len(chosen) * config.samples, config, ranks
+                    policy.model,
+                    batch,
+                    mine,
+                    packs,
+                    total,
+                    len(chosen) * config.samples,
+                    config,
+                    ranks,
                 )
                 if ptx:
-                    row["ptx_loss"] = ptx_gradient(policy, ptx, draw, config, ranks)
-                ranks.sum_gradients(policy.parameters())
+                    row["ptx_loss"] = ptx_gradient(policy.model, ptx, draw, config, ranks)
+                ranks.sum_gradients(policy.model.parameters())
                 row["filler"] = filler(packs)
-                row["grad_norm"] = clip_gradients(policy.parameters(), config.max_grad_norm)
-                guard = guards["policy"]
-                taken = guard.step(policy_optimizer, row["policy_loss"], row["grad_norm"])
-                if taken and ema is not None:
-                    ema.update(policy)
-            if value is not None and value_optimizer is not None:
-                value_optimizer.zero_grad()
-                row |= value_gradient(value, batch, mine, packs, total, config, ranks)
-                ranks.sum_gradients(value.parameters())
-                row["value_grad_norm"] = clip_gradients(value.parameters(), config.max_grad_norm)
-                guards["value"].step(value_optimizer, row["value_loss"], row["value_grad_norm"])
+                row["grad_norm"] = clip_gradients(policy.model.parameters(), config.max_grad_norm)
+                policy.step(row["policy_loss"], row["grad_norm"])
+            if value is not None:
+                value.optimizer.zero_grad()
+                row |= value_gradient(value.model, batch, mine, packs, total, config, ranks)
+                ranks.sum_gradients(value.model.parameters())
+                norm = clip_gradients(value.model.parameters(), config.max_grad_norm)
+                row["value_grad_norm"] = norm
+                value.step(row["value_loss"], norm)
             log.append(row)
         stop = config.inner_early_stop
         if stop is not None and log and log[-1].get("approx_kl", 0.0) > 1.5 * stop:
             break
+    learners = [policy] if value is None else [policy, value]
     # Gradients would stay allocated through the next rollout.
-    for optimizer in (policy_optimizer, value_optimizer):
-        if optimizer is not None:
-            optimizer.zero_grad()
-    return merge_rows(log, guards)
+    for learner in learners:
+        learner.optimizer.zero_grad()
+    skipped = sum(learner.guard.skipped for learner in learners)
+    return merge_rows(log) | {"skipped_steps": float(skipped)}
 
 
 def fitted(
@@ -128,7 +138,7 @@ def minibatches(
     ]
 
 
-def merge_rows(log: list[dict[str, float]], guards: dict[str, StepGuard]) -> dict[str, float]:
+def merge_rows(log: list[dict[str, float]]) -> dict[str, float]:
     """Means over an iteration's minibatches; extremes where a mean would hide them."""
     merged = {name: sum(row[name] for row in log) / len(log) for name in (log[0] if log else {})}
     if log and "ratio_mean" in log[0]:
@@ -136,7 +146,6 @@ def merge_rows(log: list[dict[str, float]], guards: dict[str, StepGuard]) -> dic
         merged["ratio_max"] = max(row["ratio_max"] for row in log)
         merged["ratio_first_minibatch"] = log[0]["ratio_mean"]
         merged["ratio_last_minibatch"] = log[-1]["ratio_mean"]
-    merged["skipped_steps"] = float(sum(guard.skipped for guard in guards.values()))
     return merged
 
 

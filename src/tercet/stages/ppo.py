@@ -30,7 +30,7 @@ from tercet.model.load import (
     parameter_hash,
     save_model,
 )
-from tercet.model.optim import EMA, StepGuard, adam, linear, set_lr, warmup
+from tercet.model.optim import EMA, Learner, adam, linear, set_lr, warmup
 from tercet.model.shard import Ranks
 from tercet.model.train import batch_indices, held_out_nll, read_windows
 from tercet.objectives import AdaptiveKL
@@ -273,12 +273,10 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         "betas": config.betas,
         "eps": config.adam_eps,
     }
-    policy_optimizer = adam(policy.parameters(), config.lr, **style)
-    value_optimizer = (
-        adam(value.parameters(), config.value_lr, **style) if value is not None else None
-    )
-    guards = {"policy": StepGuard(), "value": StepGuard()}
     ema = EMA(policy, config.ema) if config.ema is not None else None
+    learners = {"policy": Learner(policy, adam(policy.parameters(), config.lr, **style), ema)}
+    if value is not None:
+        learners["value"] = Learner(value, adam(value.parameters(), config.value_lr, **style))
     controller = (
         AdaptiveKL(
             config.beta, config.kl_target, config.kl_horizon, config.beta_low, config.beta_high
@@ -305,17 +303,10 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         start, beta, budget = 0, config.beta, config.token_budget
         if state := checkpoints.load():
             start, beta, budget = state["step"], state["beta"], state["token_budget"]
-            policy.load_state_dict(state["policy"])
-            policy_optimizer.load_state_dict(state["policy_optimizer"])
-            if value is not None and value_optimizer is not None:
-                value.load_state_dict(state["value"])
-                value_optimizer.load_state_dict(state["value_optimizer"])
-            if ema is not None:
-                ema.load_state_dict(state["ema"])
+            for name, learner in learners.items():
+                learner.load_state_dict(state[name])
             if controller is not None:
                 controller.beta = beta
-            for name, guard in guards.items():
-                guard.skipped, guard.in_a_row = state["guards"][name]
         sampling, learning = packing(sampling, learning, budget)
         run.rewind(start - 1)
         bar.resume(start)
@@ -369,13 +360,13 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 )
             # 7: minibatches.
             factor = learning_rate_factor(config, iteration)
-            set_lr(policy_optimizer, config.lr * factor)
-            if value_optimizer is not None:
-                set_lr(value_optimizer, config.value_lr * factor)
+            rates = {"policy": config.lr * factor, "value": config.value_lr * factor}
+            for name, learner in learners.items():
+                set_lr(learner.optimizer, rates[name])
             with phases("update"):
                 metrics |= update(
-                    policy, value, policy_optimizer, value_optimizer, guards, ema, batch, ptx,
-                    iteration, learning, ranks,
+                    learners["policy"], learners.get("value"), batch, ptx, iteration, learning,
+                    ranks,
                 )  # fmt: skip
             room.remember()
             metrics |= phases.take()
@@ -387,8 +378,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             # 8: beta, log, samples.
             if controller is not None:
                 beta = controller.update(metrics["kl"], config.rollout_batch)
-            metrics["lr"] = config.lr * factor
-            metrics["value_lr"] = config.value_lr * factor
+            metrics |= {"lr": rates["policy"], "value_lr": rates["value"]}
             fired = alarms(metrics, history, half(config, ranks))
             if controller is not None and beta in (config.beta_low, config.beta_high):
                 fired.append(f"beta {beta:g} is at its bound: KL {metrics['kl']:.2f} runs away")
@@ -400,14 +390,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
             checkpoints.offer(
                 iteration + 1,
                 lambda beta=beta, budget=budget: {
-                    "policy": policy.state_dict(),
-                    "policy_optimizer": policy_optimizer.state_dict(),
-                    "value": value.state_dict() if value is not None else None,
-                    "value_optimizer": value_optimizer.state_dict() if value_optimizer else None,
-                    "ema": ema.state_dict() if ema is not None else None,
                     "beta": beta,
                     "token_budget": budget,
-                    "guards": {name: (g.skipped, g.in_a_row) for name, g in guards.items()},
+                    **{name: learner.state_dict() for name, learner in learners.items()},
                 },
             )
 
@@ -422,7 +407,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     summary: dict[str, Any] = {
         "iterations": config.iterations,
         "dropped_long_prompts": dropped,
-        "skipped_steps": {name: guard.skipped for name, guard in guards.items()},
+        "skipped_steps": {name: learner.guard.skipped for name, learner in learners.items()},
         "last": history[-1] if history else {},
     }
     engine.release()
