@@ -1222,8 +1222,8 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "inner epochs repeat one order",
         LEARN,
-        "per_minibatch, draw, config.seed + 17",
-        "per_minibatch, step, config.seed + 17",
+        "first = (iteration * config.inner_epochs + epoch) * count",
+        "first = iteration * config.inner_epochs * count",
         UPDATE,
     ),
     Mutation(
