@@ -317,9 +317,18 @@ def gone(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
-def test_no_process_outlives_a_killed_parent(sent):
+@pytest.mark.parametrize(
+    ("sent", "before"),
+    [
+        (signal.SIGKILL, ""),
+        (signal.SIGTERM, ""),
+        # As in the background of a shell script.
+        (signal.SIGKILL, "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "),
+    ],
+)
+def test_no_process_outlives_a_killed_parent(sent, before):
     code = "import tests.test_pipeline as t; t.launch(t.says_its_name_and_waits, 'cpu', 2, 1)"
+    code = before + code
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )

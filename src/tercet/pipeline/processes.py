@@ -90,7 +90,9 @@ def _leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
     while parent is not None and os.getppid() == parent.pid:
         time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGINT)
+    # A shell script has what it starts in the background ignore Ctrl-C.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGTERM if ignored else signal.SIGINT)
 
 
 def _wait(children: Sequence[Any]) -> int:
