@@ -163,7 +163,7 @@ def iterate(run: Trained, work: Workload, number: int) -> float | None:
         rolled = roll_out(run.engine, mine, sampling, number)
     peak = peak_gib()
     if number == 0:
-        budget = fitted(mine, rolled, work.prompt + work.reply, learning, ranks)
+        budget = fitted(mine, rolled, [], work.prompt + work.reply, learning, ranks)
         sampling, learning = ppo.packing(sampling, learning, budget)
         run.config = replace(config, token_budget=budget)
     run.room.make()  # resets the peak
@@ -237,7 +237,7 @@ def trl(options: argparse.Namespace, rollout_batch: int) -> Iterator[Row]:
             else:
                 yield row(
                     work, options, seconds, phases,
-                    settings={"rollout_batch": batch, "weights": options.trl_weights, **attempt},
+                    settings={"rollout_batch": batch, "weights": trl_weights(options), **attempt},
                     versions=versions("torch", "transformers", "trl"),
                 )  # fmt: skip
                 break
@@ -245,6 +245,10 @@ def trl(options: argparse.Namespace, rollout_batch: int) -> Iterator[Row]:
         else:
             raise MemoryError(f"{work.name}: out of memory at rollout batch {batch}")
         free_memory()
+
+
+def trl_weights(options: argparse.Namespace) -> str:
+    return options.trl_weights if options.device == "cuda" else "float32"
 
 
 def attempts(work: Workload, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -329,7 +333,7 @@ def trl_trainer(
 
     cuda = options.device == "cuda"
     where, made = device(options), sizes(options)
-    kind = getattr(torch, options.trl_weights) if cuda else torch.float32
+    kind = getattr(torch, trl_weights(options))
     policy, reference = (models.policy(made, where, kind, "sdpa", seed=0) for _ in range(2))
     value, reward = (models.classifier(made, where, kind, seed=1) for _ in range(2))
     for model in (policy, reference):

@@ -1159,8 +1159,8 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "ptx draws the same windows again",
         LEARN,
-        "min(count, len(ptx)), draw, config.seed + 29",
-        "min(count, len(ptx)), 0, config.seed + 29",
+        "batch_indices(len(ptx), count, draw, config.seed + 29)",
+        "batch_indices(len(ptx), count, 0, config.seed + 29)",
         UPDATE,
     ),
     Mutation(
@@ -1707,7 +1707,7 @@ MUTATIONS: list[Mutation] = [
     Mutation(
         "a policy samples twice at once",
         CACHE,
-        '            assert not hasattr(module, "slots"), "this policy is sampling already"\n',
+        '            assert not hasattr(module, "slots"), "these layers are sampling already"\n',
         "",
         STEPPING,
     ),
@@ -1717,5 +1717,19 @@ MUTATIONS: list[Mutation] = [
         "if self.guard.step(self.optimizer, loss, norm) and self.ema is not None:",
         "if self.guard.step(self.optimizer, loss, norm) is not None and self.ema is not None:",
         UPDATE,
+    ),
+    Mutation(
+        "packs fitted to replies alone",
+        LEARN,
+        "steps += [[documents[i] for i in chosen], windows(ptx, draw, config)]",
+        "steps += [[documents[i] for i in chosen]]",
+        UPDATE,
+    ),
+    Mutation(
+        "a state of another format is resumed",
+        CHECKPOINT,
+        " format={FORMAT}",
+        "",
+        RESUMING,
     ),
 ]

@@ -107,6 +107,15 @@ def test_another_configuration_starts_afresh_and_says_so(tmp_path, capsys):
     assert steps(tmp_path) == []  # their metrics and epochs are overwritten: no way back
 
 
+def test_another_format_starts_afresh(tmp_path, monkeypatch, capsys):
+    with checkpoints(tmp_path) as kept:
+        kept.save(5, {})
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    with checkpoints(tmp_path) as kept:
+        assert kept.load() is None
+    assert "do not fit: from the beginning" in capsys.readouterr().err
+
+
 def test_another_number_of_ranks_starts_afresh(tmp_path, monkeypatch):
     with checkpoints(tmp_path) as kept:
         kept.save(5, {})

@@ -181,6 +181,21 @@ def test_a_model_that_waits_for_the_device_is_run_step_by_step(fake_cuda: list[A
     assert fake.steps[-1] == (3, "greedy", (6, 11))
 
 
+def test_a_failed_capture_ends_the_run(
+    fake_cuda: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def capture(graph: Any, pool: Any) -> Iterator[None]:
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    found, fake = steps(16, captured=True)
+    with pytest.raises(RunFailed, match=r"captured .* \(operation not permitted .* capturing\)"):
+        found.run(2, 12, "greedy", (4, 9))
+    assert not fake._idle and not found._graphs
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_prompt_in_its_slot_has_the_keys_and_values_of_transformers(
     name: str, folder: Path

@@ -372,6 +372,12 @@ def test_packs_suit_the_minibatches_of_the_first_rollouts():
     rolled = [([[7] * 200], [[0.0] * 200], [True]) for _ in asked]
     options = config(rollout_batch=8, minibatch=4, samples=1, token_budget=2048)
     gpu = Ranks(device=torch.device("cuda"))
-    assert fitted(asked, rolled, 300, options, gpu) == 1280
-    assert fitted(asked, rolled, 1500, options, gpu) >= 1500
-    assert fitted(asked, rolled, 300, options, RANKS) == 2048
+    assert fitted(asked, rolled, [], 300, options, gpu) == 1280
+    assert fitted(asked, rolled, [], 1500, options, gpu) >= 1500
+    assert fitted(asked, rolled, [], 300, options, RANKS) == 2048
+    # With 8 windows of 1,024 an episode it is they that a row has to hold without filler.
+    text = window_documents([[5] * 1024] * 64)
+    options = config(
+        rollout_batch=8, minibatch=4, samples=1, token_budget=2048, ptx_text="x", ptx_coef=1.0
+    )
+    assert fitted(asked, rolled, text, 1024, options, gpu) == 2048

@@ -52,11 +52,12 @@ def row_length(steps: Iterable[Sequence[int]], token_budget: int, longest: int =
     """The L for a whole run, at most `token_budget`, by the document lengths of some of its steps.
 
     Nine documents of 1,664 tokens fill a row of 14,976; a row of 16,384 would hold no tenth.
-    `longest` is the longest document of any step: it has to fit too, or it would be a row of a
-    length of its own.
+    `longest` is the longest document that any step may have. It has to fit too, or it would be a
+    row of a length of its own; above the budget it is one anyway.
     """
     steps = _enough([step for step in steps if step])
     most = max(GPU_BLOCK, token_budget // GPU_BLOCK * GPU_BLOCK)
+    longest = longest if longest <= most else 0
     least = max(most // 4, longest, *(max(step) for step in steps), GPU_BLOCK) if steps else most
 
     def cost(limit: int) -> int:

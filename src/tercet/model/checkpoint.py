@@ -44,6 +44,10 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
 
+FORMAT = 2
+"""Raised when what a stage keeps changes: a state of another format is not resumed."""
+
+
 class Checkpoints:
     """The newest states of a stage, two of them, so that a kill while writing loses nothing.
 
@@ -69,7 +73,8 @@ class Checkpoints:
         self.folder = folder
         self.last = last
         self.ranks = ranks
-        digest = hashlib.sha256(f"{fingerprint} ranks={ranks.size}".encode()).hexdigest()[:16]
+        made_under = f"{fingerprint} ranks={ranks.size} format={FORMAT}"
+        digest = hashlib.sha256(made_under.encode()).hexdigest()[:16]
         self.prefix = f"{digest}-rank{ranks.rank}-"
         self.every_s = every_s
         self.saved = time.monotonic()

@@ -182,7 +182,7 @@ class EMA:
 class Learner:
     """A model in training: its optimizer, what guards its steps, the average of its weights.
 
-    `state_dict` holds all that a resumed run needs.
+    `state_dict` holds all of it that a resumed run needs.
     """
 
     model: Any

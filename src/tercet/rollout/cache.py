@@ -165,7 +165,7 @@ class SlotCache:
     def attach(self) -> None:
         """Give every attention module its layer of the storage."""
         for module, storage in zip(self.layers.modules, self.storage, strict=True):
-            assert not hasattr(module, "slots"), "this policy is sampling already"
+            assert not hasattr(module, "slots"), "these layers are sampling already"
             module.slots = storage  # type: ignore[assignment]
 
     def detach(self) -> None:

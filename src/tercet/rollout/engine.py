@@ -155,7 +155,6 @@ class Engine:
         with _sampling(self.policy), self._precision(), self._current():
             model = self._model()
             storage = self._prepare(model, requests, min(slots, wanted))
-            storage.slots.start(stop_ids)
             kind = "cuda" if self.device.type == "cuda" else "cpu"
             layers, budget = storage.cache.layers, READ_TOKENS[kind]
             queue = replies(requests, seed, budget, partial(read_prompts, model, layers))
@@ -163,6 +162,7 @@ class Engine:
             run = _Run(storage, queue, choice, min(slots, storage.slots.size))
             storage.cache.attach()
             try:
+                storage.slots.start(stop_ids)
                 for rollout in run.rollouts(bool(stop_ids), LOOK[kind]):
                     done.append(rollout)
                     if on_finish is not None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tercet.records import RunFailed
+
 WARM_UP = 2
 """Runs before a capture: compilation and library handles must not fall into it."""
 FEWEST = 8
@@ -74,13 +76,25 @@ class Steps:
                     stacklevel=2,
                 )
                 return None
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                self._step(rows, choice, None)
+            graph = self._captured(rows, choice)
         finally:
             undo()
         self._pool = self._pool or graph.pool()
         self._graphs[rows, choice] = graph
+        return graph
+
+    def _captured(self, rows: int, choice: Any) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                self._step(rows, choice, None)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise RunFailed(
+                "this model's decode step cannot be captured as a CUDA graph "
+                f"({str(error).splitlines()[0]}); run the stage on a CPU (--device cpu)"
+            ) from error
         return graph
 
     def _waits(self, rows: int, choice: Any) -> bool:

@@ -43,7 +43,8 @@ class InferenceCopy:
         base = unwrap(policy)
         own: Iterable[Tensor] = [*base.parameters(), *base.buffers()]
         self.model = copy.deepcopy(base, {id(tensor): tensor for tensor in own}).eval()
-        # A bound method of the model itself: the copy would outlive its last reference.
+        # A bound method of the model itself: a copy that is not compiled would outlive its last
+        # reference. (One that is does, until garbage is collected: its layers refer to each other.)
         vars(self.model).pop("tree_logprobs", None)
         self._pairs: list[tuple[Tensor, partial[Tensor]]] = []
         for name, source in _linear_layers(base):

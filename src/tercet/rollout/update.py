@@ -109,20 +109,24 @@ def update(
 
 
 def fitted(
-    mine: Sequence[Asked], rolled: Sequence[Rolled], longest: int, config: Learning, ranks: Ranks
+    mine: Sequence[Asked],
+    rolled: Sequence[Rolled],
+    ptx: list[Document],
+    longest: int,
+    config: Learning,
+    ranks: Ranks,
 ) -> int:
-    """The token budget that suits a run, at most the given one, by my first rollouts.
+    """The token budget, at most the given one, that suits the minibatches of my first rollouts.
 
-    `longest` is the number of tokens that a prompt with its replies may have. Scores see the whole
-    batch, updates its minibatches.
+    `longest` is the number of tokens that a document may have: a prompt with its replies, a window.
     """
     documents = ranks.gather(
         [Document(ids, replies) for (_, ids, _), (replies, _, _) in zip(mine, rolled, strict=True)]
     )
-    updates = [
-        [documents[i] for i in chosen] for _, chosen in minibatches(len(documents), 0, 0, config)
-    ]
-    return fitted_budget([*updates, documents], config.token_budget, longest, ranks)
+    steps: list[Sequence[Document]] = []
+    for draw, chosen in minibatches(len(documents), 0, 0, config):
+        steps += [[documents[i] for i in chosen], windows(ptx, draw, config)]
+    return fitted_budget(steps, config.token_budget, longest, ranks)
 
 
 def minibatches(
@@ -190,12 +194,19 @@ def policy_gradient(
     }
 
 
+def windows(ptx: list[Document], draw: int, config: Learning) -> list[Document]:
+    """A minibatch's pretraining windows, on all ranks; none without pretraining text."""
+    if not ptx:
+        return []
+    count = min(max(1, round(config.ptx_ratio * config.minibatch)), len(ptx))
+    return [ptx[i] for i in batch_indices(len(ptx), count, draw, config.seed + 29)]
+
+
 def ptx_gradient(
     policy: Any, ptx: list[Document], draw: int, config: Learning, ranks: Ranks
 ) -> float:
     """Accumulate a minibatch's pretraining gradient (InstructGPT C.4: 8 windows an episode)."""
-    count = max(1, round(config.ptx_ratio * config.minibatch))
-    chosen = [ptx[i] for i in batch_indices(len(ptx), min(count, len(ptx)), draw, config.seed + 29)]
+    chosen = windows(ptx, draw, config)
     total = target_count(chosen) if config.ptx_reduction == "token_mean" else float(len(chosen))
     loss = nll_backward(
         policy,

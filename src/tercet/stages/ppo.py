@@ -188,7 +188,7 @@ class Config:
     slots: int = 256
     """Replies decoded at a time on one rank; fewer where a GPU's memory holds fewer."""
     token_budget: int = 16384
-    """Tokens in one forward pass of one rank."""
+    """Tokens in one forward pass of one rank, at most: a GPU fits it to the first batches."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -251,12 +251,13 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
     frozen = {"reference": parameter_hash(reference), "reward model": parameter_hash(reward)}
 
     prompts, dropped = training_prompts(config, tokenizer)
-    # A reply that stop_text ended gets an EOS before it is scored.
     longest_prompt = max(len(ids) for _, ids, _ in prompts)
     longest = longest_prompt + config.max_new_tokens
+    # A reply that stop_text ended gets an EOS before it is scored.
+    reply = config.max_new_tokens + bool(config.stop_text)
     check_context(policy, longest)
     if same_tokenizer:
-        check_context(reward, longest + bool(config.stop_text))
+        check_context(reward, longest_prompt + reply)
     ptx = read_windows(config.ptx_text if config.ptx_coef else None, tokenizer, config.context)
     held_out = read_windows(config.held_out_text, tokenizer, config.context)
     check_context(policy, max((len(d.prompt) for d in ptx + held_out), default=0))
@@ -325,8 +326,9 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 rolled = roll_out(engine, mine, sampling, config.seed + 100_003 * iteration)
             room.make()
             if iteration == 0:
-                most = longest_prompt + config.samples * config.max_new_tokens
-                budget = fitted(mine, rolled, most, learning, ranks)
+                tree = longest_prompt + config.samples * reply
+                most = max(tree, *(len(d) for d in ptx + held_out), 0)
+                budget = fitted(mine, rolled, ptx, most, learning, ranks)
                 sampling, learning = packing(sampling, learning, budget)
             with phases("score"):
                 groups = measure(

@@ -76,7 +76,7 @@ class Config:
     clip: float = 1.0
     """Bound on the global gradient norm."""
     token_budget: int = 16384
-    """Tokens in one forward pass of one rank."""
+    """Tokens in one forward pass of one rank, at most: a GPU fits it to the first batches."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
     compile: Literal["auto", "on", "off"] = "auto"

@@ -91,7 +91,7 @@ class Config:
     labeler_groups: int = 5
     """Groups for the held-out-labeler test."""
     token_budget: int = 16384
-    """Tokens in one forward pass of one rank."""
+    """Tokens in one forward pass of one rank, at most: a GPU fits it to the first batches."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 computes in bfloat16 with float32 weights; auto is bf16 on a GPU."""
     compile: Literal["auto", "on", "off"] = "auto"
