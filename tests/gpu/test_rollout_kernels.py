@@ -14,6 +14,7 @@ from tercet.rollout import engine as engines
 from tercet.rollout.operators import choose_token, copy_tokens, slot_attention
 from tercet.rollout.sampling import choose
 from tests.model.architectures import VOCABULARY, saved
+from tests.rollout.reference import attention_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore")]
 
@@ -28,28 +29,6 @@ def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return torch.randn(*shape, generator=generator).to("cuda", dtype)
 
 
-def reference(
-    query: Tensor, key: Tensor, value: Tensor, storage: Tensor, window: int, softcap: float
-) -> Tensor:
-    """In float64, row by row; writes the new token into `storage`."""
-    rows, heads, _, width = query.shape
-    group = heads // key.shape[1]
-    out = torch.zeros(rows, 1, heads, width, dtype=torch.float64, device="cuda")
-    for row, place in enumerate(PLACES):
-        if place < 0:
-            continue
-        storage[0, row, :, place] = key[row, :, 0]
-        storage[1, row, :, place] = value[row, :, 0]
-        first = max(0, place + 1 - window) if window else 0
-        kept = storage[:, row, :, first : place + 1].double()
-        keys, values = kept.repeat_interleave(group, 1)
-        score = torch.einsum("hd,htd->ht", query[row, :, 0].double(), keys) * SCALE
-        if softcap:
-            score = softcap * torch.tanh(score / softcap)
-        out[row, 0] = torch.einsum("ht,htd->hd", score.softmax(-1), values)
-    return out
-
-
 def check_attention(
     heads: int, shared: int, width: int, window: int, softcap: float, dtype: torch.dtype
 ) -> None:
@@ -60,8 +39,10 @@ def check_attention(
     value = normal(rows, 1, shared, width, dtype=dtype, seed=3).transpose(1, 2)
     storage = normal(2, SLOTS, shared, LENGTH, width, dtype=dtype, seed=4)
     expected_storage = storage.clone()
-    expected = reference(query, key, value, expected_storage, window, softcap)
     place = torch.tensor(PLACES, device="cuda")
+    expected = attention_reference(
+        query.double(), key, value, expected_storage, place, SCALE, window, softcap
+    )
     found = slot_attention(query, key, value, storage, place, SCALE, window, softcap)
     tolerance = 1e-4 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)

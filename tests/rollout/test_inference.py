@@ -22,6 +22,7 @@ from tercet.rollout import engine as engines
 from tercet.rollout.cache import SlotCache
 from tercet.rollout.inference import InferenceCopy
 from tests.model.architectures import ARCHITECTURES, VOCABULARY, saved
+from tests.rollout.reference import attention_reference
 
 BF16 = torch.bfloat16
 
@@ -187,34 +188,6 @@ def test_alike_layers_are_grouped(
     found = inference._groups(model)
     assert [len(group) for group in found] == groups
     assert [layer for group in found for layer in group] == list(decoder_layers(model))
-
-
-def attention_reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    storage: Tensor,
-    position: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> Tensor:
-    """What `operators.slot_attention` says, row by row; it stands in for the kernel on a CPU."""
-    rows, heads, _, width = query.shape
-    group = heads // key.shape[1]
-    out = query.new_zeros(rows, 1, heads, width)
-    for row, place in enumerate(position.tolist()):
-        if place < 0:
-            continue
-        storage[0, row, :, place] = key[row, :, 0]
-        storage[1, row, :, place] = value[row, :, 0]
-        first = max(0, place + 1 - window) if window else 0
-        keys, values = storage[:, row, :, first : place + 1].repeat_interleave(group, 1)
-        score = torch.einsum("hd,htd->ht", query[row, :, 0], keys) * scale
-        if softcap:
-            score = softcap * torch.tanh(score / softcap)
-        out[row, 0] = torch.einsum("ht,htd->hd", score.softmax(-1), values)
-    return out
 
 
 @cache

@@ -57,14 +57,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
     return FakeGPU(monkeypatch)
 
 
-def iteration(room: Room, engine: FakeEngine, gpu: FakeGPU, held: int, peak: int) -> bool:
-    """Rollouts hold `held` bytes, training peaks at `peak` in all; whether they were kept."""
-    engine.bytes = held
-    released = engine.released
-    room.make()
-    gpu.peak = peak
-    room.remember()
-    return engine.released == released
+def kept(gpu: FakeGPU, *iterations: tuple[int, int]) -> list[bool]:
+    """Whether the engine was kept, by iteration: (bytes it holds, peak of all in training)."""
+    engine = FakeEngine("cuda")
+    room = make(engine)
+    found = []
+    for held, peak in iterations:
+        engine.bytes, released = held, engine.released
+        room.make()
+        gpu.peak = peak
+        room.remember()
+        found.append(engine.released == released)
+    return found
 
 
 def make(engine: FakeEngine) -> Room:
@@ -73,36 +77,22 @@ def make(engine: FakeEngine) -> Room:
 
 
 def test_the_first_time_an_engine_is_released(gpu: FakeGPU) -> None:
-    engine = FakeEngine("cuda")
-    assert not iteration(make(engine), engine, gpu, held=1, peak=1)
+    assert kept(gpu, (1, 1)) == [False]
     assert gpu.resets == 1
 
 
 def test_an_engine_stays_when_training_fits_beside_it(gpu: FakeGPU) -> None:
     """A share of 0.9 may be reached: 60 + 30 bytes fit into 100, 60 + 31 do not."""
-    engine = FakeEngine("cuda")
-    room = make(engine)
-    iteration(room, engine, gpu, held=30, peak=60)
-    assert iteration(room, engine, gpu, held=30, peak=90)
-    assert iteration(room, engine, gpu, held=30, peak=90)
-    assert not iteration(room, engine, gpu, held=31, peak=60)
+    assert kept(gpu, (30, 60), (30, 90), (30, 90), (31, 60)) == [False, True, True, False]
 
 
 def test_the_engines_own_bytes_are_no_part_of_the_peak(gpu: FakeGPU) -> None:
-    engine = FakeEngine("cuda")
-    room = make(engine)
-    iteration(room, engine, gpu, held=30, peak=50)
-    # 85 with the engine's 30 are 55 of training: 35 more would fit.
-    assert iteration(room, engine, gpu, held=30, peak=85)
-    assert iteration(room, engine, gpu, held=35, peak=60)
+    """85 with the engine's 30 are 55 of training: 35 more would fit."""
+    assert kept(gpu, (30, 50), (30, 85), (35, 60)) == [False, True, True]
 
 
 def test_the_highest_peak_of_all_iterations_decides(gpu: FakeGPU) -> None:
-    engine = FakeEngine("cuda")
-    room = make(engine)
-    iteration(room, engine, gpu, held=30, peak=80)
-    assert not iteration(room, engine, gpu, held=30, peak=10)
-    assert not iteration(room, engine, gpu, held=30, peak=10)
+    assert kept(gpu, (30, 80), (30, 10), (30, 10)) == [False, False, False]
 
 
 def test_on_a_cpu_an_engine_is_kept() -> None:

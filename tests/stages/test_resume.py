@@ -101,6 +101,30 @@ def test_ctrl_c_in_the_middle(name, configs, whole, tmp_path, monkeypatch):
     assert_same_result(name, run, whole[name])
 
 
+def test_a_resumed_run_keeps_the_length_of_its_packs(configs, tmp_path, monkeypatch):
+    """It was fitted to the first rollouts, which a resumed run does not see."""
+    steps, stop = STOPS["ppo"]
+    update, seen = ppo.update, []
+
+    def watched(*arguments):
+        seen.append(next(x.token_budget for x in arguments if isinstance(x, ppo.Learning)))
+        return update(*arguments)
+
+    def press(self, step, state):
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGINT)
+        OFFER(self, step, state)
+
+    monkeypatch.setattr(ppo, "fitted", lambda *_: 640)
+    monkeypatch.setattr(ppo, "update", watched)
+    with monkeypatch.context() as pressed:
+        pressed.setattr(Checkpoints, "offer", press)
+        with pytest.raises(KeyboardInterrupt):
+            stage(ppo.main, configs["ppo"], tmp_path)
+    stage(ppo.main, configs["ppo"], tmp_path)
+    assert seen == [640] * steps
+
+
 def killed(name, config, folder, while_saving):
     """In a process of its own: saves after each step, and is killed like `kill -9` does."""
     stop = STOPS[name][1]

@@ -260,7 +260,8 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
         check_context(reward, longest_prompt + reply)
     ptx = read_windows(config.ptx_text if config.ptx_coef else None, tokenizer, config.context)
     held_out = read_windows(config.held_out_text, tokenizer, config.context)
-    check_context(policy, max((len(d.prompt) for d in ptx + held_out), default=0))
+    longest_window = max(map(len, ptx + held_out), default=0)
+    check_context(policy, longest_window)
     policy = adapt(policy, config.adapt, config.seed)
     policy.eval()  # dropout off in rollout and update alike, or the ratio is noise
     trained = [model for model in (policy, value) if model is not None]
@@ -326,8 +327,7 @@ def main(config: Config, run: RunDir, ranks: Ranks) -> None:
                 rolled = roll_out(engine, mine, sampling, config.seed + 100_003 * iteration)
             room.make()
             if iteration == 0:
-                tree = longest_prompt + config.samples * reply
-                most = max(tree, *(len(d) for d in ptx + held_out), 0)
+                most = max(longest_prompt + config.samples * reply, longest_window)
                 budget = fitted(mine, rolled, ptx, most, learning, ranks)
                 sampling, learning = packing(sampling, learning, budget)
             with phases("score"):
